@@ -1,0 +1,133 @@
+"""Opens a backbone: weights straight into their shards, vocabulary, fingerprint."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from prompt_jax.assemble import Model, Tree, flatten, unflatten
+from prompt_jax.ckpt import load
+from prompt_jax.data import vocabulary as vocabularies
+from prompt_jax.errors import UserError
+from prompt_jax.models.t5.config import T5Config
+from prompt_jax.parallel.mesh import Shardings
+from prompt_jax.parts.init import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The frozen T5 and where it comes from.
+
+    Attributes:
+        config: sizes and dtypes.
+        checkpoint: a backbone folder (INITIAL_CHECKPOINT_PATH), or prompt_jax:NAME for an
+            embedded one.
+        vocabulary: a sentencepiece model; by default the one in the backbone folder.
+        random_weights: weights from the initialiser, drawn with `seed`, instead of the
+            checkpoint's (the start of pretraining, and the control of the demo).
+        seed: of the random weights.
+    """
+
+    config: T5Config
+    checkpoint: str | None = None
+    vocabulary: str | None = None
+    random_weights: bool = False
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A backbone in memory.
+
+    Attributes:
+        params: "backbone/..." -> array in its shard, storage dtype.
+        fingerprint: of the weights.
+        vocabulary: encodes and decodes text.
+        path: where the weights came from.
+    """
+
+    params: Tree
+    fingerprint: str
+    vocabulary: vocabularies.Vocabulary
+    path: str
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the backbone holds."""
+        return sum(leaf.size for leaf in self.params.values())
+
+    def init_vocabulary(self) -> Vocabulary:
+        """What inits may ask: rows of the embedding table, float32."""
+        table = self.params["backbone/token_embedder/embedding"]
+
+        def rows(ids: list[int]) -> np.ndarray:
+            return np.asarray(table[jnp.asarray(ids)].astype(jnp.float32))
+
+        return Vocabulary(
+            width=table.shape[1],
+            rows=rows,
+            encode=lambda text: [int(i) for i in self.vocabulary.encode(text)],
+            pieces=self.vocabulary.pieces,
+        )
+
+
+def open_vocabulary(backbone: Backbone) -> vocabularies.Vocabulary:
+    """The backbone's vocabulary, checked against its embedding table.
+
+    Raises:
+        UserError: none is named or found, or it is larger than the table.
+    """
+    if backbone.vocabulary:
+        path = load.resolve_path(backbone.vocabulary)
+    elif backbone.checkpoint:
+        path = load.resolve_path(backbone.checkpoint) / "spiece.model"
+    else:
+        raise UserError(
+            "Backbone.vocabulary is unset and there is no checkpoint folder to take it from, "
+            "e.g. --gin.Backbone.vocabulary=\"'spiece.model'\""
+        )
+    vocabulary = vocabularies.load_vocabulary(str(path))
+    vocabularies.check_fits(vocabulary, backbone.config.vocab_size)
+    return vocabulary
+
+
+def open_backbone(backbone: Backbone, model: Model, shardings: Shardings) -> Opened:
+    """Reads (or draws) the weights.
+
+    Args:
+        backbone: what to open.
+        model: the assembled model, for its initialiser.
+        shardings: where each leaf goes.
+
+    Raises:
+        UserError: no checkpoint, a missing, extra or reshaped tensor, a vocabulary that does
+            not fit.
+    """
+    vocabulary = open_vocabulary(backbone)
+    if backbone.random_weights:
+        params, path = _draw(backbone, model, shardings), f"random:{backbone.seed}"
+    elif backbone.checkpoint:
+        path = str(load.resolve_path(backbone.checkpoint))
+
+        def place(parts: tuple[str, ...], array: np.ndarray) -> Array:
+            name = "/".join(("backbone", *parts))
+            return jax.device_put(array, shardings.frozen(name, array.shape))
+
+        params = flatten({"backbone": load.load_backbone(path, backbone.config, place=place)})
+    else:
+        raise UserError(
+            "INITIAL_CHECKPOINT_PATH is unset, e.g. "
+            "--gin.INITIAL_CHECKPOINT_PATH=\"'prompt_jax:micro_s'\", "
+            "or --gin.Backbone.random_weights=True"
+        )
+    fingerprint = load.fingerprint(unflatten(params)["backbone"])
+    return Opened(params, fingerprint, vocabulary, path)
+
+
+def _draw(backbone: Backbone, model: Model, shardings: Shardings) -> Tree:
+    key = jax.random.key(backbone.seed)
+    shapes = jax.eval_shape(model.init_backbone, key)
+    out = {path: shardings.frozen(path, leaf.shape) for path, leaf in shapes.items()}
+    return jax.jit(model.init_backbone, out_shardings=out)(key)

@@ -1,0 +1,142 @@
+"""Run state on disk: Orbax, asynchronous; the latest and the best steps are kept independently.
+
+Orbax is imported where it is used: `prompt-jax explain` must not pay its two seconds.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+
+from prompt_jax.errors import RunFailed
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back.
+
+    Attributes:
+        state: a tree with the structure, shapes and shardings of the template.
+        extra: the JSON saved beside it (data position, phase, fingerprints, best so far).
+    """
+
+    state: Any
+    extra: dict
+
+
+class Store:
+    """The checkpoints of one run, `MODEL_DIR/checkpoints/STEP`."""
+
+    def __init__(self, directory: str, keep_latest: int = 2, keep_best: int = 1):
+        """Opens or creates the folder; unfinished saves of a killed process are removed.
+
+        Args:
+            directory: `MODEL_DIR/checkpoints`, local or gs://.
+            keep_latest: how many of the newest steps stay.
+            keep_best: how many of the best steps stay, whatever their age.
+        """
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as managers
+
+        best = managers.BestN(
+            get_metric_fn=lambda metrics: metrics["value"],
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._args = ocp.args
+        self.directory = epath.Path(directory)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=managers.AnyPreservationPolicy(
+                    [managers.LatestN(keep_latest), best]
+                ),
+                best_fn=lambda metrics: metrics["value"],
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            ),
+            item_names=("state", "extra"),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest finished step."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The finished step with the highest metric."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: Any, extra: dict, value: float | None = None) -> None:
+        """Starts a save; it becomes visible only when it is complete.
+
+        Args:
+            step: its name.
+            state: tree of arrays.
+            extra: JSON beside it.
+            value: the metric by which the best is kept; None: not a candidate.
+
+        Raises:
+            RunFailed: this or the previous save could not be written.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=self._args.Composite(
+                    state=self._args.StandardSave(state), extra=self._args.JsonSave(extra)
+                ),
+                metrics=None if value is None else {"value": float(value)},
+                force=True,
+            )
+        except Exception as error:
+            raise self._failure(step, error) from error
+
+    def wait(self) -> None:
+        """Blocks until every save is on disk.
+
+        Raises:
+            RunFailed: one could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failure(None, error) from error
+
+    def restore(self, step: int, template: Any) -> Restored:
+        """Reads a step into the shapes, dtypes and shardings of `template`."""
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
+        )
+        read = self._manager.restore(
+            step,
+            args=self._args.Composite(
+                state=self._args.StandardRestore(abstract), extra=self._args.JsonRestore()
+            ),
+        )
+        return Restored(read["state"], read["extra"])
+
+    def extra(self, step: int) -> dict:
+        """The JSON of a step alone."""
+        read = self._manager.restore(
+            step, args=self._args.Composite(extra=self._args.JsonRestore())
+        )
+        return read["extra"]
+
+    def close(self) -> None:
+        """Waits for saves and stops Orbax's threads."""
+        self.wait()
+        self._manager.close()
+
+    def _failure(self, step: int | None, error: Exception) -> RunFailed:
+        steps = sorted(
+            int(path.name) for path in self.directory.iterdir() if path.name.isdigit()
+        )
+        last = f"last good checkpoint: {self.directory / str(steps[-1])}" if steps else (
+            "there is no earlier checkpoint"
+        )
+        at = "" if step is None else f" at step {step}"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return RunFailed(f"saving to {self.directory} failed{at}: {reason}; {last}")

@@ -1,0 +1,116 @@
+"""One JSON record per run: what it was, what it cost, what came out."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import resource
+import subprocess
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from prompt_jax import __version__
+from prompt_jax.ckpt.prompt_file import write_bytes
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "grain", "numpy")
+
+
+def code_version() -> str:
+    """The package's version, with the commit when it runs from a checkout."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return __version__
+    ask = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    found = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return f"{__version__}+{found.stdout.strip()}" if found.returncode == 0 else __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide numbers."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Clock:
+    """Seconds by purpose: total, compile, train, eval, data_wait."""
+
+    def __init__(self):
+        self.started = time.monotonic()
+        self.seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0, "data_wait": 0.0}
+
+    def add(self, purpose: str, seconds: float) -> None:
+        """Adds to one purpose."""
+        self.seconds[purpose] += seconds
+
+    def compiles(self, function):
+        """Wraps a jitted function: its first call with new shapes counts as compilation."""
+        seen = set()
+
+        def call(*args):
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args))
+            if shapes in seen:
+                return function(*args)
+            seen.add(shapes)
+            began = time.monotonic()
+            out = jax.block_until_ready(function(*args))
+            self.add("compile", time.monotonic() - began)
+            return out
+
+        return call
+
+    def all(self) -> dict[str, float]:
+        """Every purpose, and the total since the start."""
+        seconds = {"total": time.monotonic() - self.started, **self.seconds}
+        return {name: round(value, 3) for name, value in seconds.items()}
+
+
+@dataclasses.dataclass
+class Record:
+    """The fields of DESIGN section 6; metrics are fractions 0..1."""
+
+    run: str
+    method: str
+    mixture: str
+    backbone: dict[str, Any]
+    trainable_parameters: int
+    config: dict[str, Any]
+    config_hash: str
+    seed: int
+    steps: int = 0
+    examples: int = 0
+    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    peak_rss_mb: float = 0.0
+    metrics: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    prompt_file: str | None = None
+    status: str = "ok"
+    reason: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, with code version, library versions, devices and the time."""
+        return {
+            **dataclasses.asdict(self),
+            "code_version": code_version(),
+            "versions": versions(),
+            "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def write(self, path: str) -> None:
+        """Writes the record, atomically."""
+        write_bytes(epath.Path(path), json.dumps(self.as_dict(), indent=1).encode())
+
+
+def read(path: str) -> dict[str, Any]:
+    """Reads a record back."""
+    return json.loads(epath.Path(path).read_text())

@@ -1,0 +1,87 @@
+"""Loss terms: pure functions of the outputs record. A term gives a sum; `weight` says of how many.
+
+Sums are divided once, by the weight of the whole batch, so that accumulation, packing, sharding
+and padding cannot change the number.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Batch = dict[str, Array]
+Outputs = dict[str, dict[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """Token cross-entropy with z-loss: sum_u w_u (logsumexp(l_u) - l_u[y_u] + z logsumexp(l_u)^2).
+
+    With label smoothing s the target is 1-s on y and s/(V-1) elsewhere, less that distribution's
+    entropy, so that a perfect model still scores 0. As in T5X (losses.py), whose defaults these are.
+
+    Attributes:
+        z_loss: z, pulls the log-normaliser to 0.
+        label_smoothing: s.
+    """
+
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The number of target tokens that count."""
+        return jnp.sum(batch["decoder_loss_weights"])
+
+    def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
+        """The weighted sum over the batch, in nats."""
+        per_token = self.per_token(outputs["main"]["logits"], batch["decoder_target_tokens"])
+        return jnp.sum(per_token * batch["decoder_loss_weights"])
+
+    def per_token(
+        self, logits: Float[Array, "B U V"], targets: Int[Array, "B U"]
+    ) -> Float[Array, "B U"]:
+        """Loss of each position, unweighted."""
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        loss = log_z - target_logit
+        if self.label_smoothing:
+            s, v = self.label_smoothing, logits.shape[-1]
+            low = s / (v - 1)
+            entropy = -((1 - s) * jnp.log(1 - s) + (v - 1) * low * jnp.log(low + 1e-20))
+            others = v * log_z - jnp.sum(logits, axis=-1) - loss
+            loss = (1 - s) * loss + low * others - entropy
+        return loss + self.z_loss * jnp.square(log_z)
+
+
+def weights(terms: tuple, batch: Batch) -> tuple[Float[Array, ""], ...]:
+    """The weight of each term over `batch`, before any pass is computed."""
+    return tuple(term.weight(batch) for term in terms)
+
+
+def total(
+    terms: tuple, outputs: Outputs, batch: Batch, whole: tuple[Float[Array, ""], ...]
+) -> Float[Array, ""]:
+    """The training loss of (a part of) a batch: sum_i sum_i / weight_i.
+
+    Args:
+        terms: loss terms.
+        outputs: a record per pass (`main`, ...) of this part of the batch.
+        batch: this part of the batch.
+        whole: each term's weight over the whole batch, from `weights`.
+
+    Returns:
+        The part's share of the loss; parts add up to the loss of the batch, in nats.
+    """
+    shares = [
+        term.sum(outputs, batch) / jnp.maximum(weight, 1.0)
+        for term, weight in zip(terms, whole, strict=True)
+    ]
+    return sum(shares[1:], shares[0])
+
+
+def token_counts(outputs: Outputs, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Sums for the log: correctly predicted target tokens and how many there were."""
+    hits = jnp.argmax(outputs["main"]["logits"], axis=-1) == batch["decoder_target_tokens"]
+    counted = batch["decoder_loss_weights"]
+    return {"correct": jnp.sum(hits * counted), "targets": jnp.sum(counted)}

@@ -1,0 +1,268 @@
+"""The pieces of a T5 layer: RMS norm, attention, MLP and the biases of attention logits."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from prompt_jax.models.t5.config import T5Config
+
+# Finite, so that a row whose keys are all masked is uniform instead of NaN (as in T5X).
+MASKED = -1e10
+
+# Distributions of T5X's minimal network, for pretraining from scratch.
+_attention_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+_dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_relpos_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def relative_position_bucket(
+    relative_position: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int
+) -> np.ndarray:
+    """Maps key position minus query position to a bucket: near ones exactly, far ones by log.
+
+    Args:
+        relative_position: integers, key position - query position.
+        bidirectional: half of the buckets are for keys to the right; else those share bucket 0.
+        buckets: number of buckets.
+        max_distance: everything at least this far shares the last bucket.
+
+    Returns:
+        Integers in [0, buckets), of the same shape.
+
+    Source: Raffel et al. 2020, section 2.1; Shaw et al. 2018.
+    """
+    if bidirectional:
+        buckets //= 2
+        start = np.where(relative_position > 0, buckets, 0)
+        distance = np.abs(relative_position)
+    else:
+        start = 0
+        distance = np.maximum(-relative_position, 0)
+    exact = buckets // 2
+    # The small number keeps exact powers in their own bucket in spite of rounding.
+    ratio = np.log(np.maximum(distance, 1) / exact + 1e-7) / np.log(max_distance / exact)
+    far = np.minimum(exact + np.floor(ratio * (buckets - exact)).astype(np.int64), buckets - 1)
+    return (start + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def segment_bias(
+    query_segments: Int[Array, "B Q"], key_segments: Int[Array, "B K"], *, causal: bool = False
+) -> Float[Array, "B 1 Q K"]:
+    """Additive mask: 0 where a query may see a key (same segment, not later if causal).
+
+    Padding is segment 0: padding queries see padding keys only, real ones never do.
+
+    Args:
+        query_segments: segment of each query.
+        key_segments: segment of each key.
+        causal: also hide keys to the right of the query.
+
+    Returns:
+        0 or `MASKED`, float32, to be added to the attention logits.
+    """
+    visible = query_segments[:, :, None] == key_segments[:, None, :]
+    if causal:
+        rows, columns = visible.shape[1:]
+        visible &= np.arange(rows)[:, None] >= np.arange(columns)[None, :]
+    return jnp.where(visible, 0.0, MASKED).astype(jnp.float32)[:, None]
+
+
+def attend(
+    query: Float[Array, "B Q N D"],
+    key: Float[Array, "B K N D"],
+    value: Float[Array, "B K N D"],
+    bias: Float[Array, "b n Q K"],
+    keep: Float[Array, "B N 1 K"] | None = None,
+) -> Float[Array, "B Q N D"]:
+    """Softmax attention without scaling: `softmax(q k^T + bias) v`, softmax in float32.
+
+    Args:
+        query: projected queries.
+        key: projected keys.
+        value: projected values.
+        bias: position bias plus mask, float32; `b` is 1 or B, `n` is 1 or N.
+        keep: dropout of attention weights, one mask for all queries, already divided by the
+            probability of keeping; None when there is no dropout.
+
+    Returns:
+        One vector per query and head.
+    """
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    logits = jnp.einsum("bnqd,bnkd->bnqk", query, key, preferred_element_type=jnp.float32) + bias
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    # Dividing the D outputs is cheaper than dividing the K weights; and a dropout mask shared
+    # by all queries can as well be laid on the values.
+    total = weights.sum(-1, keepdims=True)
+    if keep is not None:
+        value = value * keep.swapaxes(2, 3).astype(value.dtype)
+    out = jnp.einsum(
+        "bnqk,bnkd->bnqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (out / total).astype(value.dtype).transpose(0, 2, 1, 3)
+
+
+class Dense(nn.Module):
+    """A matrix product without bias; the kernel is stored in `param_dtype`."""
+
+    features: int
+    param_dtype: str
+    kernel_init: Callable = _dense_init
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.dtype(self.param_dtype))
+        return x @ kernel.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps) * scale` in float32 (Zhang and Sennrich 2019)."""
+
+    epsilon: float
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+        dtype = jnp.dtype(self.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), dtype)
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
+        return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout with one mask along the length, or one per position for `shared=False`."""
+
+    rate: float
+    shared: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H"], deterministic: bool) -> Float[Array, "B T H"]:
+        dims = (-2,) if self.shared else ()
+        return nn.Dropout(self.rate, broadcast_dims=dims)(x, deterministic=deterministic)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: projections of N heads of width D, no scaling, no biases."""
+
+    config: T5Config
+
+    def setup(self):
+        c = self.config
+        dense = functools.partial(Dense, param_dtype=c.param_dtype, kernel_init=_attention_init)
+        width = c.num_heads * c.head_dim
+        self.query = dense(width, kernel_init=_query_init(c.head_dim))
+        self.key = dense(width)
+        self.value = dense(width)
+        self.out = dense(c.emb_dim)
+
+    def keys_values(
+        self, x: Float[Array, "B K H"]
+    ) -> tuple[Float[Array, "B K N D"], Float[Array, "B K N D"]]:
+        """Projects what is attended to.
+
+        Args:
+            x: states to attend to.
+
+        Returns:
+            Keys and values.
+        """
+        heads = (*x.shape[:2], self.config.num_heads, self.config.head_dim)
+        return self.key(x).reshape(heads), self.value(x).reshape(heads)
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q H"],
+        key: Float[Array, "B K N D"],
+        value: Float[Array, "B K N D"],
+        bias: Float[Array, "b n Q K"],
+        deterministic: bool = True,
+    ) -> Float[Array, "B Q H"]:
+        heads = (*x.shape[:2], self.config.num_heads, self.config.head_dim)
+        keep = None
+        if not deterministic and self.config.dropout_rate > 0:
+            chance = 1.0 - self.config.dropout_rate
+            shape = (x.shape[0], self.config.num_heads, 1, key.shape[1])
+            keep = jax.random.bernoulli(self.make_rng("dropout"), chance, shape) / chance
+        out = attend(self.query(x).reshape(heads), key, value, bias, keep)
+        return self.out(out.reshape(*x.shape[:2], -1))
+
+
+def _query_init(head_dim: int) -> Callable:
+    # The scaling by sqrt(D) that T5's attention leaves out is in the initial queries instead.
+    return lambda *args: _attention_init(*args) / np.sqrt(head_dim).astype(np.float32)
+
+
+class MLP(nn.Module):
+    """`wo(gelu(wi_0 x) * wi_1 x)`, or `wo(relu(wi x))` in T5 1.0 (Shazeer 2020)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H"], on_activation: Callable, deterministic: bool = True
+    ) -> Float[Array, "B T H"]:
+        c = self.config
+        dense = functools.partial(Dense, param_dtype=c.param_dtype)
+        if c.activation == "relu":
+            hidden = nn.relu(dense(c.mlp_dim, name="wi")(x))
+        else:
+            gate = nn.gelu(dense(c.mlp_dim, name="wi_0")(x), approximate=True)
+            hidden = gate * dense(c.mlp_dim, name="wi_1")(x)
+        hidden = on_activation(hidden).astype(x.dtype)
+        hidden = Dropout(c.dropout_rate)(hidden, deterministic)
+        return dense(c.emb_dim, name="wo")(hidden)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias per head and bucket of the distance between key and query."""
+
+    config: T5Config
+    bidirectional: bool
+
+    def setup(self):
+        c = self.config
+        shape = (c.num_heads, c.position_buckets)
+        self.rel_embedding = self.param(
+            "rel_embedding", _relpos_init, shape, jnp.dtype(c.param_dtype)
+        )
+
+    def _buckets(self, relative_position: np.ndarray) -> np.ndarray:
+        c = self.config
+        return relative_position_bucket(
+            relative_position,
+            bidirectional=self.bidirectional,
+            buckets=c.position_buckets,
+            max_distance=c.position_max_distance,
+        )
+
+    def __call__(self, length: int) -> Float[Array, "1 N T T"]:
+        """The bias of every pair of positions in a row of `length`, float32."""
+        table = self.rel_embedding.astype(jnp.float32)
+        distances = np.arange(2 * length)
+        distances = np.where(distances < length, distances, distances - 2 * length)
+        one_hot = np.eye(self.config.position_buckets, dtype=np.float32)[self._buckets(distances)]
+        by_distance = jnp.matmul(table, one_hot.T, precision="highest")  # [N, 2T], d at d mod 2T
+        # Repeating 2T numbers into rows of 2T - 1 moves each row one place to the right, so
+        # entry (q, k) is that of distance k - q: no gather, hence no scatter in the gradient.
+        rows = jnp.tile(by_distance, (1, length))[:, : length * (2 * length - 1)]
+        return rows.reshape(1, -1, length, 2 * length - 1)[..., :length]
+
+    def row(self, index: Int[Array, ""], length: int) -> Float[Array, "1 N 1 K"]:
+        """The causal bias of the query at `index` to each of `length` keys, float32.
+
+        Args:
+            index: position of the query.
+            length: number of keys; those after `index` get the bias of distance 0.
+
+        Returns:
+            One row of what `__call__` returns.
+        """
+        buckets = jnp.asarray(self._buckets(-np.arange(length)))
+        chosen = buckets[jnp.maximum(index - jnp.arange(length), 0)]
+        return self.rel_embedding.astype(jnp.float32)[:, chosen][None, :, None]

@@ -1,0 +1,115 @@
+"""Where prompt vectors start (Lester et al. 2021, section 3.2 and appendix B.2)."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from prompt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What an init may ask of the backbone.
+
+    Attributes:
+        width: H.
+        rows: token ids -> their embeddings, float32 [n, H].
+        encode: text -> token ids, no EOS.
+        pieces: the number of real pieces, sentinels and padding rows excluded.
+    """
+
+    width: int
+    rows: Callable[[list[int]], np.ndarray]
+    encode: Callable[[str], list[int]]
+    pieces: int
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformInit:
+    """x ~ U(-scale, scale)."""
+
+    scale: float = 0.5
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        shape = (length, vocabulary.width)
+        return jax.random.uniform(key, shape, jnp.float32, -self.scale, self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledVocabulary:
+    """Embeddings of tokens drawn without repeats from the `first` most common pieces."""
+
+    first: int = 5000
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        limit = min(self.first, vocabulary.pieces)
+        if length > limit:
+            raise UserError(
+                f"SampledVocabulary: a prompt of {length} needs {length} different pieces, "
+                f"but SampledVocabulary.first and the vocabulary leave {limit}"
+            )
+        ids = jax.random.choice(key, limit, (length,), replace=False)
+        return jnp.asarray(vocabulary.rows([int(i) for i in ids]), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabels:
+    """One slot per label: the mean of its pieces' embeddings; the slots left over are `rest`."""
+
+    labels: tuple[str, ...]
+    rest: SampledVocabulary | UniformInit = SampledVocabulary()
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        if not self.labels:
+            raise UserError("ClassLabels.labels is empty, e.g. CLASS_LABELS=('positive','negative')")
+        vectors = [
+            np.mean(vocabulary.rows(vocabulary.encode(label)), axis=0)
+            for label in self.labels[:length]
+        ]
+        heads = jnp.asarray(np.stack(vectors), jnp.float32)
+        left = length - len(vectors)
+        return jnp.concatenate([heads, self.rest(key, left, vocabulary)]) if left else heads
+
+
+@dataclasses.dataclass(frozen=True)
+class TextInit:
+    """The embeddings of `text`'s pieces, in order; cut to P, or filled up by `rest`."""
+
+    text: str
+    rest: SampledVocabulary | UniformInit = SampledVocabulary()
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        ids = vocabulary.encode(self.text)[:length]
+        if not ids:
+            raise UserError("TextInit.text is empty")
+        heads = jnp.asarray(vocabulary.rows(ids), jnp.float32)
+        left = length - len(ids)
+        return jnp.concatenate([heads, self.rest(key, left, vocabulary)]) if left else heads
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInit:
+    """The array of a `.npy` file, [P, H]."""
+
+    path: str
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        del key
+        if not pathlib.Path(self.path).is_file():
+            raise UserError(f"PROMPT_FILE {self.path}: no such file")
+        try:
+            array = np.load(self.path, allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"PROMPT_FILE {self.path}: not a plain .npy array ({error})") from error
+        expected = (length, vocabulary.width)
+        if array.shape != expected:
+            raise UserError(
+                f"PROMPT_FILE {self.path}: shape {array.shape}, this run needs {expected} "
+                "(PROMPT_LENGTH, width of the backbone)"
+            )
+        return jnp.asarray(array, jnp.float32)

@@ -1,0 +1,150 @@
+"""Every kind of step. Gradients, accumulators and optimizer state have `trainable`'s structure."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from prompt_jax import losses
+from prompt_jax.assemble import Model, Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes; what a checkpoint holds.
+
+    Attributes:
+        step: steps done, int32 [].
+        trainable: leaves that move, by path.
+        buffers: leaves of the method that no gradient moves, by path.
+        opt_state: optax state over `trainable`.
+        key: the run's key; every use folds in (step, purpose).
+    """
+
+    step: Array
+    trainable: Tree
+    buffers: Tree
+    opt_state: Any
+    key: Array
+
+
+DROPOUT = 1  # purposes of keys: folded in after the step
+INIT = 2
+
+
+def purpose_key(key: Array, step: Array | int, purpose: int) -> Array:
+    """One key per (seed, step, purpose)."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), purpose)
+
+
+def init_state(trainable: Tree, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        buffers={},
+        opt_state=optimizer.init(trainable),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def microbatches(batch: dict[str, Array], count: int) -> dict[str, Array]:
+    """[B, ...] -> [count, B/count, ...]; microbatch m holds the rows i with i % count == m.
+
+    Interleaving keeps each device's block of rows on that device.
+    """
+
+    def split(x):
+        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def loss_and_grads(
+    model: Model,
+    trainable: Tree,
+    frozen: Tree,
+    batch: dict[str, Array],
+    key: Array | None,
+    num_microbatches: int = 1,
+) -> tuple[Array, Tree, dict[str, Array]]:
+    """Loss of a batch, its gradient over `trainable`, and counts.
+
+    Sums over microbatches are exact: each part's loss is divided by the weight of the whole batch.
+
+    Args:
+        model: assembled functions.
+        trainable: leaves that move.
+        frozen: the others.
+        batch: rows [B, ...].
+        key: dropout key; None turns dropout off.
+        num_microbatches: parts computed one after the other; must divide B.
+
+    Returns:
+        (loss in nats [], gradient tree, {"correct": [], "targets": []}).
+    """
+    terms = model.method.losses
+    whole = losses.weights(terms, batch)
+
+    def part_loss(trainable, part, key):
+        outputs = model.outputs({**frozen, **trainable}, part, key)
+        return losses.total(terms, outputs, part, whole), losses.token_counts(outputs, part)
+
+    grad_of = jax.value_and_grad(part_loss, has_aux=True)
+    if num_microbatches == 1:
+        (loss, counts), grads = grad_of(trainable, batch, key)
+        return loss, grads, counts
+
+    def add(carry, indexed):
+        index, part = indexed
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        (loss, counts), grads = grad_of(trainable, part, part_key)
+        return jax.tree.map(jnp.add, carry, (loss, grads, counts)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, jax.tree.map(jnp.zeros_like, trainable), {"correct": zero, "targets": zero})
+    parts = (jnp.arange(num_microbatches), microbatches(batch, num_microbatches))
+    (loss, grads, counts), _ = jax.lax.scan(add, start, parts)
+    return loss, grads, counts
+
+
+def train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    state: TrainState,
+    frozen: Tree,
+    batch: dict[str, Array],
+) -> tuple[TrainState, dict[str, Array]]:
+    """One gradient step.
+
+    Returns:
+        The next state, and what the log wants: loss [], correct [], targets [], grad_norm [].
+    """
+    key = None
+    if model.network.config.dropout_rate:
+        key = purpose_key(jax.random.wrap_key_data(state.key), state.step, DROPOUT)
+    loss, grads, counts = loss_and_grads(
+        model, state.trainable, frozen, batch, key, num_microbatches
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    new = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        trainable=optax.apply_updates(state.trainable, updates),
+        opt_state=opt_state,
+    )
+    return new, {"loss": loss, "grad_norm": optax.tree.norm(grads), **counts}
+
+
+def jit_train_step(model: Model, optimizer: optax.GradientTransformation, num_microbatches: int):
+    """`train_step(state, frozen, batch)`, compiled; the state's buffers are reused."""
+
+    def step(state, frozen, batch):
+        return train_step(model, optimizer, num_microbatches, state, frozen, batch)
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,19 @@
+"""What every test session shares: 8 fake CPU devices, fast compiles, shapes checked at run time."""
+
+import os
+import pathlib
+
+# Before the first import of jax. Single-device code simply uses device 0 of the eight.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+_CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Left on for the session: modules are imported lazily, long after this file.
+_HOOK = install_import_hook("prompt_jax", "beartype.beartype")

@@ -1,0 +1,87 @@
+"""Inits give the vectors that the paper describes."""
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_jax.errors import UserError
+from prompt_jax.parts.bank import PromptBank
+from prompt_jax.parts.init import (
+    ClassLabels,
+    FileInit,
+    SampledVocabulary,
+    TextInit,
+    UniformInit,
+    Vocabulary,
+)
+
+TABLE = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+WORDS = {"good": [3], "very bad": [4, 5, 9], "so": [7]}
+VOCABULARY = Vocabulary(
+    width=6,
+    rows=lambda ids: TABLE[np.asarray(ids)],
+    encode=lambda text: WORDS[text] if text in WORDS else [],
+    pieces=30,
+)
+KEY = jax.random.key(3)
+
+
+def ids_of(vectors):
+    """Which row of the table each vector is, or -1."""
+    match = (np.asarray(vectors)[:, None] == TABLE[None]).all(-1)
+    return [int(row.argmax()) if row.any() else -1 for row in match]
+
+
+def test_uniform_fills_its_range():
+    vectors = np.asarray(UniformInit()(KEY, 2000, VOCABULARY))
+    assert vectors.shape == (2000, 6)
+    assert -0.5 <= vectors.min() < -0.49 and 0.49 < vectors.max() <= 0.5
+    assert abs(vectors.mean()) < 0.01 and abs(vectors.var() - 1 / 12) < 0.002
+
+
+def test_sampled_vocabulary_takes_real_pieces_without_repeats():
+    ids = ids_of(SampledVocabulary()(KEY, 30, VOCABULARY))
+    assert sorted(ids) == list(range(30))
+    assert max(ids_of(SampledVocabulary(first=12)(KEY, 12, VOCABULARY))) == 11
+    other = ids_of(SampledVocabulary()(jax.random.key(4), 30, VOCABULARY))
+    assert other != ids
+
+
+def test_sampled_vocabulary_refuses_more_than_there_are():
+    with pytest.raises(UserError, match="31 different pieces"):
+        SampledVocabulary()(KEY, 31, VOCABULARY)
+
+
+def test_class_labels_average_their_pieces_and_fill_up():
+    vectors = np.asarray(ClassLabels(("very bad", "good"))(KEY, 5, VOCABULARY))
+    np.testing.assert_allclose(vectors[0], TABLE[[4, 5, 9]].mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(vectors[1], TABLE[3])
+    rest = ids_of(vectors[2:])
+    assert len(set(rest)) == 3 and -1 not in rest
+    assert ClassLabels(("very bad", "good"))(KEY, 1, VOCABULARY).shape == (1, 6)
+
+
+def test_text_is_cut_or_filled_up():
+    assert ids_of(TextInit("very bad")(KEY, 2, VOCABULARY)) == [4, 5]
+    longer = ids_of(TextInit("very bad")(KEY, 4, VOCABULARY))
+    assert longer[:3] == [4, 5, 9] and longer[3] >= 0
+    with pytest.raises(UserError, match="empty"):
+        TextInit("nothing known")(KEY, 2, VOCABULARY)
+
+
+def test_file_is_taken_as_it_is(tmp_path):
+    path = str(tmp_path / "prompt.npy")
+    np.save(path, TABLE[:3])
+    np.testing.assert_array_equal(FileInit(path)(KEY, 3, VOCABULARY), TABLE[:3])
+    with pytest.raises(UserError, match=r"\(3, 6\).*\(4, 6\)"):
+        FileInit(path)(KEY, 4, VOCABULARY)
+    with pytest.raises(UserError, match="no such file"):
+        FileInit(path + "x")(KEY, 3, VOCABULARY)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="plain"):
+        FileInit(path)(KEY, 3, VOCABULARY)
+
+
+def test_bank_refuses_an_empty_prompt():
+    with pytest.raises(UserError, match="PROMPT_LENGTH = 0"):
+        PromptBank(length=0).init_params(KEY, VOCABULARY)
