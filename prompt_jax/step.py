@@ -25,11 +25,12 @@ class TrainState:
         key: the run's key; every use folds in (step, purpose).
     """
 
-    step: Array
-    trainable: Tree
-    buffers: Tree
+    # Untyped for the run-time checker: tree maps also put shapes and shardings in these places.
+    step: Any
+    trainable: Any
+    buffers: Any
     opt_state: Any
-    key: Array
+    key: Any
 
 
 DROPOUT = 1  # purposes of keys: folded in after the step
@@ -123,7 +124,8 @@ def train_step(
     """One gradient step.
 
     Returns:
-        The next state, and what the log wants: loss [], correct [], targets [], grad_norm [].
+        The next state, and what the log wants: loss [], correct [], targets [], and the
+        norms of the gradient and of the new leaves.
     """
     key = None
     if model.network.config.dropout_rate:
@@ -138,7 +140,8 @@ def train_step(
         trainable=optax.apply_updates(state.trainable, updates),
         opt_state=opt_state,
     )
-    return new, {"loss": loss, "grad_norm": optax.tree.norm(grads), **counts}
+    norms = {"grad_norm": optax.tree.norm(grads), "norm": optax.tree.norm(new.trainable)}
+    return new, {"loss": loss, **norms, **counts}
 
 
 def jit_train_step(model: Model, optimizer: optax.GradientTransformation, num_microbatches: int):

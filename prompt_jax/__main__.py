@@ -1,0 +1,279 @@
+"""`prompt-jax VERB`: parses, imports lazily, calls one function, turns exceptions into exit codes.
+
+0 done; 2 the user's input; 3 the run failed; 130 Ctrl-C and 143 SIGTERM, saved and restartable.
+PROMPT_JAX_DEBUG=1 shows tracebacks.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
+
+# Before any verb imports TensorFlow: its start-up lines say nothing about a run.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "GRPC_VERBOSITY": "ERROR"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, with the nearest flag."""
+
+    def error(self, message: str):
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        hint = ""
+        if message.startswith("unrecognized arguments: -"):
+            hint = "; " + nearest(message.split()[2].split("=")[0], flags)
+        raise UserError(f"{self.prog}: {message}{hint}")
+
+
+# --- flags ---
+
+
+_GIN = ("configuration", "--gin.NAME=VALUE sets a macro, --gin.Class.field=VALUE a field")
+
+
+def _gin_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(*_GIN)
+    group.add_argument("--gin_file", action="append", default=[], metavar="FILE")
+    group.add_argument("--gin_search_paths", default="", metavar="DIR,DIR")
+
+
+def _use_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group(*_GIN)  # on top of MODEL_DIR/config.gin
+    parser.add_argument("--model_dir", metavar="DIR", help="a finished run")
+    parser.add_argument("--mixture_or_task", metavar="NAME", help="default: the run's own")
+    parser.add_argument("--split", default=None, help="default: the task's test split, if any")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="FILE",
+        help="a prompt file; repeatable: every prompt answers, in shared batches",
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=_positive, default=None)
+    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
+    decode = parser.add_argument_group("decoding")
+    decode.add_argument("--decode", choices=("greedy", "beam", "sample", "rank"), default=None)
+    decode.add_argument("--max_decode_length", type=_positive, default=None, metavar="N")
+    decode.add_argument("--beam_size", type=_positive, default=4, metavar="N")
+    decode.add_argument(
+        "--length_penalty", type=float, default=0.6, metavar="A", help="((5+len)/6)^A"
+    )
+    decode.add_argument("--length_penalty_form", choices=("t5x", "hf"), default="t5x")
+    decode.add_argument("--temperature", type=float, default=1.0)
+    decode.add_argument("--top_k", type=int, default=0, metavar="K", help="0: all")
+    decode.add_argument("--top_p", type=float, default=1.0, metavar="P")
+    decode.add_argument("--seed", type=int, default=0)
+    decode.add_argument(
+        "--label", action="append", default=[], metavar="TEXT",
+        help="rank: an answer to choose from; repeatable; default: the task's own",
+    )  # fmt: skip
+
+
+def _flags_run(parser: argparse.ArgumentParser) -> None:
+    _gin_flags(parser)
+
+
+def _flags_explain(parser: argparse.ArgumentParser) -> None:
+    _gin_flags(parser)
+    parser.add_argument("--json", metavar="FILE", help="also write {name: [value, origin]}")
+
+
+def _flags_eval(parser: argparse.ArgumentParser) -> None:
+    _use_flags(parser)
+
+
+def _flags_predict(parser: argparse.ArgumentParser) -> None:
+    _use_flags(parser)
+    parser.add_argument("--input", metavar="FILE", help="TSV or JSONL; default: the task's split")
+    parser.add_argument("--output", metavar="FILE", help="JSONL; default: the terminal")
+
+
+def _flags_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="show examples of this task")
+    parser.add_argument("--module", metavar="MODULE", help="your own tasks: a module or .py file")
+    parser.add_argument("--split", default=None, help="default: train")
+    parser.add_argument("--count", type=_positive, default=5, help="examples to show")
+    parser.add_argument("--inputs", type=_positive, default=256, help="TASK_FEATURE_LENGTHS")
+    parser.add_argument("--targets", type=_positive, default=32)
+    parser.add_argument("--prompt_length", type=int, default=20)
+    parser.add_argument("--layout", default="prefix")
+    parser.add_argument(
+        "--vocabulary", default="prompt_jax:micro_s", help="a backbone folder or .model"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write what is shown as JSON")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.lstrip("-").isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return number
+
+
+# --- verbs ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A subcommand.
+
+    Attributes:
+        summary: one line for the help.
+        flags: adds its flags to a parser.
+        target: "module:function", imported when the verb is chosen.
+        configured: gin files and flags are resolved and checked first: `args.resolved`.
+        takes: what of the parsed flags the function gets.
+        gin: takes `--gin.` flags.
+    """
+
+    summary: str
+    flags: Callable[[argparse.ArgumentParser], None]
+    target: str
+    configured: bool = False
+    takes: Callable[[argparse.Namespace], object] = lambda args: args
+    gin: bool = True
+
+
+def _with_vocabulary(args: argparse.Namespace) -> argparse.Namespace:
+    """`tasks NAME`: the name looked up, then `prompt_jax:NAME` turned into a folder."""
+    if args.name:
+        from prompt_jax.ckpt.load import resolve_path
+        from prompt_jax.data.show import check_name
+
+        check_name(args.name, args.module)
+        if args.vocabulary != "byte":
+            args.vocabulary = str(resolve_path(args.vocabulary))
+    return args
+
+
+VERBS = {
+    "train": Verb(
+        "train, or go on with, one run",
+        _flags_run,
+        "prompt_jax.train:run",
+        configured=True,
+        takes=lambda args: args.resolved,
+    ),
+    "eval": Verb("metrics on any task and split", _flags_eval, "prompt_jax.predict:eval_command"),
+    "predict": Verb(
+        "answers for a file or a split", _flags_predict, "prompt_jax.predict:predict_command"
+    ),
+    "explain": Verb(
+        "every value and its origin",
+        _flags_explain,
+        "prompt_jax.explain:explain_command",
+        configured=True,
+    ),
+    "tasks": Verb(
+        "list tasks, or show one",
+        _flags_tasks,
+        "prompt_jax.data.show:tasks_command",
+        gin=False,
+        takes=_with_vocabulary,
+    ),
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed flags; `gin` holds the "NAME=VALUE" of every `--gin.NAME=VALUE`.
+
+    Raises:
+        UserError: an unknown verb or flag, with the nearest valid one.
+    """
+    parser = _Parser(prog="prompt-jax", description="Prompt tuning of T5 across scales.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        verb.flags(verbs.add_parser(name, help=verb.summary, allow_abbrev=False))
+    if not argv:
+        raise UserError(f"prompt-jax: give a verb: {', '.join(VERBS)}")
+    if not argv[0].startswith("-") and argv[0] not in VERBS:
+        raise UserError(f"prompt-jax: unknown verb {argv[0]!r}; {nearest(argv[0], VERBS)}")
+    gin = [argument for argument in argv if argument.startswith("--gin.")]
+    args, unknown = parser.parse_known_args([a for a in argv if a not in gin])
+    if unknown:
+        verbs.choices[args.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
+    if gin and not VERBS[args.verb].gin:
+        raise UserError(f"prompt-jax {args.verb} takes no --gin. flags: {gin[0]}")
+    args.gin = [argument.removeprefix("--gin.") for argument in gin]
+    if hasattr(args, "gin_search_paths"):
+        args.gin_search_paths = [path for path in args.gin_search_paths.split(",") if path]
+    return args
+
+
+def run(argv: Sequence[str]) -> None:
+    """Does what the command line says.
+
+    Raises:
+        UserError, RunFailed, Interrupted: as the verb does.
+    """
+    args = parse(argv)
+    verb = VERBS[args.verb]
+    if verb.configured:
+        args.resolved = _configuration(args)
+    module, _, function = verb.target.partition(":")
+    getattr(importlib.import_module(module), function)(verb.takes(args))
+
+
+def _configuration(args: argparse.Namespace):
+    """The resolved configuration, its task's name looked up."""
+    from prompt_jax.config import resolve
+    from prompt_jax.data.show import check_name
+
+    resolved = resolve(args.gin_file, args.gin, args.gin_search_paths)
+    data = resolved.run.data
+    check_name(data.mixture_or_task_name, data.mixture_or_task_module)
+    return resolved
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script.
+
+    Args:
+        argv: arguments after the program's name; None takes them from the process.
+
+    Returns:
+        The exit code.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("prompt_jax").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _on_term)
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        _complain(error)
+        return 2
+    except RunFailed as error:
+        _complain(error)
+        return 3
+    except Interrupted as error:
+        _complain(error)
+        return 128 + error.signum
+    except KeyboardInterrupt as error:
+        _complain(error, "interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; the interpreter must not flush into it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _on_term(signum, frame):
+    raise Interrupted(signum, "terminated")
+
+
+def _complain(error: BaseException, text: str = "") -> None:
+    if os.environ.get("PROMPT_JAX_DEBUG") == "1":
+        traceback.print_exception(error)
+    else:
+        print(text or str(error), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

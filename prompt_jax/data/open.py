@@ -1,0 +1,44 @@
+"""Opens a task's examples for training: registry -> tokenised caches -> loader."""
+
+import jax
+
+from prompt_jax.data import cache, layout
+from prompt_jax.data.loader import Data, Loader
+from prompt_jax.data.vocabulary import Vocabulary
+
+
+def open_loader(
+    data: Data, vocabulary: Vocabulary, slots: int, row_multiple: int = 1
+) -> Loader:
+    """The loader of a run.
+
+    Args:
+        data: task or mixture, split, lengths, layout.
+        vocabulary: the backbone's.
+        slots: P, slots written into each example's input.
+        row_multiple: what the rows of a batch must divide by.
+
+    Raises:
+        UserError: unknown task or split, no examples, a prompt that does not fit.
+    """
+    tasks, rates = cache.get_tasks(data.mixture_or_task_name, data.mixture_or_task_module)
+    sources = {
+        name: cache.build(
+            name,
+            data.split,
+            vocabulary,
+            data.cache_dir,
+            module=data.mixture_or_task_module,
+            lengths=data.task_feature_lengths,
+        )
+        for name in tasks
+    }
+    return Loader(
+        data,
+        sources,
+        slots=layout.slot_ids(slots),
+        weights=rates if len(sources) > 1 else None,
+        vocabulary_size=vocabulary.size,
+        process=(jax.process_index(), jax.process_count()),
+        row_multiple=row_multiple,
+    )

@@ -1,0 +1,267 @@
+"""Answers of a model, and metrics over exact example counts through the task's own functions."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_jax import decode
+from prompt_jax.assemble import Model, Tree
+from prompt_jax.backbone import Opened
+from prompt_jax.data import cache, layout
+from prompt_jax.errors import UserError
+from prompt_jax.ledger import Clock
+from prompt_jax.parallel.mesh import Shardings
+from prompt_jax.requests import Request, batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How an answer is read.
+
+    Attributes:
+        mode: "greedy", "beam", "sample" or "rank" (the likeliest of `labels`).
+        max_length: most tokens of an answer, EOS included; 0: TASK_FEATURE_LENGTHS' targets.
+        beam_size: beams.
+        length_penalty: exponent a of ((5 + len) / 6)^a, or of len^a for the form "hf".
+        length_penalty_form: "t5x" or "hf".
+        temperature: of sampling.
+        top_k: sample among the k likeliest tokens, 0 for all.
+        top_p: sample among the tokens that hold this much probability.
+        seed: of sampling.
+        labels: the answers to choose from, for "rank".
+    """
+
+    mode: str = "greedy"
+    max_length: int = 0
+    beam_size: int = 4
+    length_penalty: float = 0.6
+    length_penalty_form: str = "t5x"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says to one request.
+
+    Attributes:
+        text: decoded, without special tokens.
+        score: log-likelihood of the answer, in nats (penalised by length for "beam").
+    """
+
+    text: str
+    score: float
+
+
+@dataclasses.dataclass
+class Context:
+    """What evaluations of one run share; compiled functions are made once.
+
+    Attributes:
+        run: the `train.Run`.
+        model: assembled functions.
+        opened: the backbone.
+        shardings: where arrays live.
+        frozen: leaves that do not train.
+    """
+
+    run: Any
+    model: Model
+    opened: Opened
+    shardings: Shardings
+    frozen: Tree
+    made: dict = dataclasses.field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returned the first time it was asked for under `key`."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+def run(context: Context, trainable: Tree, split: str, clock: Clock) -> dict[str, float]:
+    """Runs every evaluator of a run on a split.
+
+    Args:
+        context: of the run.
+        trainable: leaves that train, as they are now.
+        split: of the run's task.
+        clock: where the seconds go.
+
+    Returns:
+        metric name -> value.
+    """
+    began = time.monotonic()
+    params = {**context.frozen, **trainable}
+    metrics: dict[str, float] = {}
+    for evaluator in context.run.evaluators:
+        metrics.update(evaluator(context, params, split))
+    clock.add("eval", time.monotonic() - began)
+    return metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskMetrics:
+    """The task's own metrics on decoded answers, every example counted once.
+
+    Of a mixture, each task's under "TASK/NAME", and the means over tasks under "NAME".
+
+    Attributes:
+        decoding: how answers are read.
+        batch_size: rows of a batch.
+        limit: examples of the split, 0 for all.
+    """
+
+    decoding: Decoding = Decoding()
+    batch_size: int = 128
+    limit: int = 0
+
+    def __call__(self, context: Context, params: Tree, split: str) -> dict[str, float]:
+        """metric name -> value on a split."""
+        data = context.run.data
+        tasks, _ = cache.get_tasks(data.mixture_or_task_name, data.mixture_or_task_module)
+        limit = self.limit or context.run.eval_steps * self.batch_size
+        found = {}
+        for name, task in tasks.items():
+            tokens = cache.build(
+                name,
+                split,
+                context.opened.vocabulary,
+                data.cache_dir,
+                module=data.mixture_or_task_module,
+                lengths=data.task_feature_lengths,
+            )
+            count = min(limit, len(tokens)) if limit else len(tokens)
+            own = task_requests(context, tokens, count)
+            texts = [a.text for a in answers(context, params, own, self.decoding, self.batch_size)]
+            examples = [tokens.example(i) for i in range(count)]
+            found[name] = task.metrics(
+                [task.target(example) for example in examples],
+                [task.postprocess(t, e) for t, e in zip(texts, examples, strict=True)],
+            )
+        return merge(found)
+
+
+def merge(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """One task's metrics as they are; a mixture's under their tasks' names, with means."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    metrics = {f"{task}/{name}": v for task, own in found.items() for name, v in own.items()}
+    for name in sorted({name for own in found.values() for name in own}):
+        values = [own[name] for own in found.values() if name in own]
+        metrics[name] = float(np.mean(values))
+    return metrics
+
+
+def task_requests(context: Context, tokens: cache.TokenCache, count: int) -> list[Request]:
+    """The first `count` examples of a split as requests, truncated as in training.
+
+    Raises:
+        UserError: the task is text only.
+    """
+    if count and tokens.inputs(0) is None:
+        raise UserError(
+            f"task {context.run.data.mixture_or_task_name!r} has no `inputs`: it cannot be "
+            "answered; evaluate it by its loss (probes.LossGap)"
+        )
+    length = context.run.data.task_feature_lengths["inputs"]
+    slots = layout.slot_ids(context.model.method.slots)
+    return [Request(layout.truncate(tokens.inputs(i), length), slots) for i in range(count)]
+
+
+def answers(
+    context: Context,
+    params: Tree,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    batch_size: int,
+) -> list[Answer]:
+    """The model's answers, in the order of the requests; rows may use different prompts.
+
+    Args:
+        context: of the run.
+        params: frozen and trainable leaves, joined.
+        requests: inputs and slots.
+        decoding: how answers are read.
+        batch_size: rows of a batch.
+    """
+    if not requests:
+        return []
+    if decoding.mode == "rank":
+        return _rank(context, params, requests, decoding, batch_size)
+    vocabulary = context.opened.vocabulary
+    length = decoding.max_length or context.run.data.task_feature_lengths["targets"]
+    generate = context.once(
+        ("decode", decoding, length), lambda: _generator(context.model, decoding, length)
+    )
+    out = []
+    for index, (batch, real) in enumerate(_batches(context, requests, batch_size)):
+        key = jax.random.fold_in(jax.random.key(decoding.seed), index)
+        tokens, scores = jax.device_get(generate(params, batch, key))
+        out += [
+            Answer(vocabulary.decode([int(t) for t in row]), float(score))
+            for row, score in zip(tokens[:real], scores[:real], strict=True)
+        ]
+    return out
+
+
+def _batches(context: Context, requests: Sequence[Request], batch_size: int):
+    rows = context.shardings.mesh.shape["data"]
+    slot_layout = context.run.data.layout
+    for batch, real in batches(requests, batch_size, slot_layout, rows):
+        yield context.shardings.put_batch(batch), real
+
+
+def _generator(model: Model, decoding: Decoding, length: int):
+    """`(params, batch, key) -> (tokens [B, length], scores [B])`, compiled."""
+    beam = decode.Beam(
+        decoding.beam_size, decoding.length_penalty, decoding.length_penalty_form
+    )
+    sampling = decode.Sampling(1, decoding.temperature, decoding.top_k, decoding.top_p)
+
+    def generate(params, batch, key):
+        decoder = _decoder(model, params, batch, length)
+        if decoding.mode == "beam":
+            found = decode.beam_search(decoder, batch, beam)
+        elif decoding.mode == "sample":
+            found = decode.sample(decoder, batch, key, sampling)
+        else:
+            found = decode.greedy(decoder, batch)
+        return found.tokens[:, 0], found.scores[:, 0]
+
+    return jax.jit(generate)
+
+
+def _decoder(model: Model, params: Tree, batch: dict, length: int) -> decode.Decoder:
+    tap = model.tap(params, batch)
+    return decode.Decoder(model.network, model.variables(params), length, tap)
+
+
+def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
+    """The label with the highest log-likelihood, for every request."""
+    if not decoding.labels:
+        raise UserError("rank classification needs labels to choose from, e.g. --label=positive")
+    encoded = [context.opened.vocabulary.encode(label) for label in decoding.labels]
+    targets = np.zeros((len(encoded), max(map(len, encoded)) + 1), np.int32)
+    for row, tokens in zip(targets, encoded, strict=True):
+        row[: len(tokens) + 1] = [*tokens, layout.EOS]
+
+    def score(params, batch):
+        decoder = _decoder(context.model, params, batch, targets.shape[1])
+        rows = (len(batch["encoder_segment_ids"]), *targets.shape)
+        return decode.score_targets(decoder, batch, jnp.broadcast_to(targets, rows))
+
+    score = context.once(("rank", decoding), lambda: jax.jit(score))
+    out = []
+    for batch, real in _batches(context, requests, batch_size):
+        scores = np.asarray(jax.device_get(score(params, batch)))[:real]
+        out += [Answer(decoding.labels[int(np.argmax(row))], float(row.max())) for row in scores]
+    return out

@@ -1,0 +1,266 @@
+"""Using a finished run: metrics on any task, answers for any text, several prompts at once."""
+
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from prompt_jax import evaluate
+from prompt_jax.assemble import assemble
+from prompt_jax.backbone import open_backbone
+from prompt_jax.ckpt import prompt_file
+from prompt_jax.config import resolve
+from prompt_jax.data import cache, layout
+from prompt_jax.errors import UserError, nearest
+from prompt_jax.evaluate import Decoding
+from prompt_jax.ledger import Clock
+from prompt_jax.parallel.mesh import Shardings
+from prompt_jax.requests import Request
+
+BANK = "prompt/encoder"
+
+
+@dataclasses.dataclass
+class Predictor:
+    """A backbone in memory with one or several prompts; rows of a batch may use any of them.
+
+    Attributes:
+        context: backbone, model and shardings.
+        params: joined leaves; the prompts of all files lie one after the other in the bank.
+        slots: prompt name -> its slot ids.
+    """
+
+    context: evaluate.Context
+    params: dict[str, Any]
+    slots: dict[str, np.ndarray]
+
+    @classmethod
+    def from_run(
+        cls, run_dir: str, prompts: Sequence[str] = (), bindings: Sequence[str] = ()
+    ) -> "Predictor":
+        """Opens a finished run.
+
+        Args:
+            run_dir: its MODEL_DIR.
+            prompts: prompt files to use instead of the run's own.
+            bindings: "NAME=VALUE" on top of the run's config.
+
+        Raises:
+            UserError: no finished run there, or a prompt of another backbone.
+        """
+        folder = epath.Path(run_dir)
+        config = folder / "config.gin"
+        if not config.exists():
+            raise UserError(f"--model_dir {run_dir}: no run there (no config.gin)")
+        run = resolve([str(config)], bindings).run
+        shardings = Shardings(run.parallel.mesh(), run.parallel.shard_frozen_over_data)
+        model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
+        backbone = run.backbone
+        tuned = folder / "backbone"
+        if not run.method.bank:
+            if not tuned.exists():
+                raise UserError(f"--model_dir {run_dir}: the run wrote no backbone folder yet")
+            backbone = dataclasses.replace(backbone, checkpoint=str(tuned), random_weights=False)
+        opened = open_backbone(backbone, model, shardings)
+        context = evaluate.Context(run, model, opened, shardings, opened.params)
+        if not run.method.bank:
+            return cls(context, opened.params, {"": layout.slot_ids(0)})
+        files = list(prompts) or [str(folder / "prompt.safetensors")]
+        bank, slots = _bank(files, opened)
+        return cls(context, {**opened.params, BANK: bank}, slots)
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        prompt: str | None = None,
+        decoding: Decoding = Decoding(),
+        batch_size: int = 128,
+    ) -> list[dict[str, Any]]:
+        """Answers texts.
+
+        Args:
+            texts: inputs, as the task casts them, without the prompt.
+            prompt: which prompt answers; None: each of them, in shared batches.
+            decoding: how answers are read.
+            batch_size: rows of a batch.
+
+        Returns:
+            Rows {"id", "inputs", "prediction", "score", "prompt"}; all prompts' rows of a text
+            stand together.
+
+        Raises:
+            UserError: no prompt of that name.
+        """
+        if prompt is not None and prompt not in self.slots:
+            raise UserError(f"no prompt {prompt!r}: {nearest(prompt, self.slots)}")
+        names = list(self.slots) if prompt is None else [prompt]
+        asked = [(i, text, name) for i, text in enumerate(texts) for name in names]
+        requests = [self.request(text, name) for _, text, name in asked]
+        found = evaluate.answers(self.context, self.params, requests, decoding, batch_size)
+        return [
+            {"id": i, "inputs": text, "prediction": a.text, "score": a.score, "prompt": name}
+            for (i, text, name), a in zip(asked, found, strict=True)
+        ]
+
+    def request(self, text: str, prompt: str) -> Request:
+        """One text, tokenised and truncated as in training."""
+        ids = [*self.context.opened.vocabulary.encode(text), layout.EOS]
+        length = self.context.run.data.task_feature_lengths["inputs"]
+        tokens = layout.truncate(np.array(ids, np.int32), length)
+        return Request(tokens, self.slots[prompt])
+
+    def metrics(
+        self, task: str, split: str, decoding: Decoding, batch_size: int, module: str | None = None
+    ) -> dict[str, dict[str, float]]:
+        """prompt name -> metrics of a task's split.
+
+        Raises:
+            UserError: unknown task or split.
+        """
+        run = self.context.run
+        data = dataclasses.replace(
+            run.data,
+            mixture_or_task_name=task,
+            mixture_or_task_module=module or run.data.mixture_or_task_module,
+        )
+        found = {}
+        for name, slots in self.slots.items():
+            params = dict(self.params)
+            if BANK in params:
+                first = int(slots[0]) - int(layout.slot_ids(1)[0])
+                params[BANK] = params[BANK][first : first + len(slots)]
+            method = run.method
+            if method.bank:
+                bank = dataclasses.replace(method.bank, length=len(slots))
+                method = dataclasses.replace(method, bank=bank)
+            context = dataclasses.replace(
+                self.context,
+                run=dataclasses.replace(run, data=data, eval_steps=0),
+                model=dataclasses.replace(self.context.model, method=method),
+            )
+            evaluator = evaluate.TaskMetrics(decoding, batch_size)
+            found[name] = evaluator(context, params, split)
+        return found
+
+
+def _bank(files: Sequence[str], opened) -> tuple[jax.Array, dict[str, np.ndarray]]:
+    """The prompts of several files, one after the other, and each one's slots."""
+    arrays, slots, start = [], {}, 0
+    for file in files:
+        prompt = prompt_file.load(file)
+        prompt_file.check(file, prompt, opened.fingerprint, opened.vocabulary.fingerprint)
+        if set(prompt.leaves) != {BANK}:
+            raise UserError(f"prompt {file}: holds {sorted(prompt.leaves)}, expected [{BANK!r}]")
+        name = file if file in slots or len(files) > 1 else epath.Path(file).stem
+        array = prompt.leaves[BANK]
+        slots[name] = layout.slot_ids(len(array), start)
+        arrays.append(array)
+        start += len(array)
+    return jnp.asarray(np.concatenate(arrays)), slots
+
+
+def decoding_of(args, task: str | None) -> Decoding:
+    """The decoding that the command line asks for."""
+    labels = tuple(args.label)
+    if args.decode == "rank" and not labels and task:
+        labels = cache.get_task(task).labels
+    return Decoding(
+        mode=args.decode or "greedy",
+        max_length=args.max_decode_length or 0,
+        beam_size=args.beam_size,
+        length_penalty=args.length_penalty,
+        length_penalty_form=args.length_penalty_form,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        labels=labels,
+    )
+
+
+def open_predictor(args) -> Predictor:
+    """The predictor that the command line asks for.
+
+    Raises:
+        UserError: no `--model_dir`.
+    """
+    if not args.model_dir:
+        raise UserError("--model_dir is unset, e.g. --model_dir=out/demo")
+    return Predictor.from_run(args.model_dir, args.prompt, args.gin)
+
+
+def eval_command(args) -> None:
+    """`prompt-jax eval`: a table of metrics, one row per prompt."""
+    predictor = open_predictor(args)
+    data = predictor.context.run.data
+    task = args.mixture_or_task or data.mixture_or_task_name
+    tasks, _ = cache.get_tasks(task, data.mixture_or_task_module)
+    split = args.split or _test_split(next(iter(tasks.values())).splits)
+    clock = Clock()
+    decoding = decoding_of(args, task)
+    found = predictor.metrics(task, split, decoding, args.batch_size or 128)
+    for name, metrics in found.items():
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+        print(f"{task} {split}  {name}  {shown}")
+    if args.json:
+        report = {"task": task, "split": split, "prompts": found, "seconds": clock.all()["total"]}
+        epath.Path(args.json).write_text(json.dumps(report, indent=1))
+
+
+def predict_command(args) -> None:
+    """`prompt-jax predict`: JSON lines, one per text and prompt."""
+    predictor = open_predictor(args)
+    data = predictor.context.run.data
+    task = args.mixture_or_task or data.mixture_or_task_name
+    if args.input:
+        texts = read_texts(args.input)
+    else:
+        split = args.split or _test_split(cache.get_task(task).splits)
+        vocabulary = predictor.context.opened.vocabulary
+        tokens = cache.build(task, split, vocabulary, data.cache_dir)
+        texts = [vocabulary.decode(tokens.inputs(i).tolist()) for i in range(len(tokens))]
+    rows = predictor.predict(texts, None, decoding_of(args, task), args.batch_size or 128)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if args.output:
+        prompt_file.write_bytes(epath.Path(args.output), lines.encode())
+        print(f"wrote {len(rows)} rows to {args.output}", file=sys.stderr)
+    else:
+        sys.stdout.write(lines)
+    if args.json:
+        epath.Path(args.json).write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+
+
+def _test_split(splits: Sequence[str]) -> str:
+    return "test" if "test" in splits else "validation"
+
+
+def read_texts(path: str) -> list[str]:
+    """The inputs of a TSV (column `inputs`, `text`, `sentence`, or the first) or JSONL file.
+
+    Raises:
+        UserError: no such file, another ending, a row without inputs.
+    """
+    file = epath.Path(path)
+    if not file.is_file():
+        raise UserError(f"--input {path}: no such file")
+    lines = file.read_text().splitlines()
+    if file.suffix == ".jsonl":
+        rows = [json.loads(line) for line in lines if line.strip()]
+    elif file.suffix == ".tsv":
+        rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    else:
+        raise UserError(f"--input {path}: a .tsv with a header line or a .jsonl file is read")
+    texts = []
+    for number, row in enumerate(rows, 1):
+        names = [name for name in ("inputs", "text", "sentence", *row) if name in row]
+        if not names or not isinstance(row[names[0]], str):
+            raise UserError(f"--input {path}: row {number} has no text column `inputs`")
+        texts.append(row[names[0]])
+    return texts

@@ -1,0 +1,1 @@
+"""Tasks that the project ships: one file per family of data sets."""

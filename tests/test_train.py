@@ -1,0 +1,198 @@
+"""Whole runs through the front door, on a tiny random backbone and an embedded task."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_jax import train
+from prompt_jax.ckpt import prompt_file
+from prompt_jax.config import resolve
+from prompt_jax.errors import RunFailed, UserError
+from prompt_jax.ledger import read
+from prompt_jax.predict import Predictor
+
+TINY = {
+    "MIXTURE_OR_TASK_NAME": "'micro_sentiment'",
+    "TASK_FEATURE_LENGTHS": "{'inputs': 48, 'targets': 4}",
+    "Backbone.random_weights": "True",
+    "Backbone.vocabulary": "'prompt_jax:vocabulary/micro.model'",
+    "T5Config.emb_dim": "16",
+    "T5Config.num_heads": "2",
+    "T5Config.head_dim": "8",
+    "T5Config.mlp_dim": "32",
+    "T5Config.num_encoder_layers": "1",
+    "T5Config.num_decoder_layers": "1",
+    "BATCH_SIZE": "8",
+    "TRAIN_STEPS": "12",
+    "EVAL_PERIOD": "6",
+    "EVAL_STEPS": "1",
+    "CHECKPOINT_PERIOD": "3",
+    "Run.log_period": "1",
+    "Parallel.data": "1",
+}
+
+
+def configure(folder, method="prompt_tuning", run="prompt_tune", **changes):
+    values = {**TINY, "MODEL_DIR": f"'{folder}'"}
+    if method == "prompt_tuning":
+        values["PROMPT_LENGTH"] = "4"
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    files = ["models/micro_xs.gin", f"methods/{method}.gin", f"runs/{run}.gin"]
+    return resolve(files, [f"{name}={value}" for name, value in values.items()])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run that the tests below only read."""
+    folder = tmp_path_factory.mktemp("run")
+    record = train.run(configure(folder))
+    return folder, record
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows}
+
+
+def test_a_run_writes_what_it_promises(finished):
+    folder, record = finished
+    assert record == read(f"{folder}/record.json")
+    assert record["status"] == "ok"
+    assert record["steps"] == 12 and record["examples"] == 96
+    assert record["trainable_parameters"] == 4 * 16
+    assert set(record["metrics"]) == {"validation"}
+    assert 0 <= record["metrics"]["validation"]["accuracy"] <= 1
+    assert record["best"]["metric"] == "accuracy"
+    assert [row["step"] for row in record["curve"]] == list(range(1, 13))
+    assert record["tokens"]["real"] > 96 * 8
+    assert set(record["seconds"]) == {"total", "compile", "train", "eval", "data_wait"}
+    assert np.load(folder / "prompt.npy").shape == (4, 16)
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_only_the_prompt_is_on_disk(finished):
+    folder, record = finished
+    trainable = 4 * record["trainable_parameters"]
+    for step in (folder / "checkpoints").iterdir():
+        size = sum(f.stat().st_size for f in step.rglob("*") if f.is_file())
+        assert size <= 4 * trainable + 64_000
+
+
+def test_the_prompt_file_names_its_backbone(finished):
+    folder, record = finished
+    prompt = prompt_file.load(f"{folder}/prompt.safetensors")
+    assert prompt.backbone == record["backbone"]["fingerprint"]
+    assert prompt.length == 4
+    np.testing.assert_array_equal(prompt.leaves["prompt/encoder"], np.load(folder / "prompt.npy"))
+    with pytest.raises(UserError, match=f"{prompt.backbone}.*other"):
+        prompt_file.check("p", prompt, "other", prompt.vocabulary)
+
+
+def test_config_gin_alone_is_the_run(finished):
+    folder, record = finished
+    again = resolve([str(folder / "config.gin")])
+    assert again.hash == record["config_hash"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path):
+    folder, _ = finished
+    train.run(configure(tmp_path, TRAIN_STEPS="5"))
+    train.run(configure(tmp_path))
+    assert losses(tmp_path) == losses(folder)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "prompt_last.npy"), np.load(folder / "prompt_last.npy")
+    )
+
+
+def test_another_config_in_the_same_folder_is_refused(finished):
+    folder, _ = finished
+    with pytest.raises(UserError, match="Adafactor.learning_rate: 0.3 there, 0.1 here"):
+        train.run(configure(folder, Adafactor__learning_rate="0.1"))
+
+
+def test_no_steps_evaluate_the_start(tmp_path):
+    record = train.run(configure(tmp_path, TRAIN_STEPS="0", PromptBank__init="@UniformInit()"))
+    assert record["steps"] == 0 and "accuracy" in record["metrics"]["validation"]
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "prompt.npy"), np.load(tmp_path / "prompt_last.npy")
+    )
+    assert np.abs(np.load(tmp_path / "prompt.npy")).max() <= 0.5
+
+
+def test_early_stopping_counts_evaluations_without_a_better_metric(tmp_path):
+    record = train.run(
+        configure(tmp_path, TRAIN_STEPS="12", EVAL_PERIOD="2", Run__patience="2",
+                  Adafactor__learning_rate="0.0", Adafactor__weight_decay="0.0")
+    )  # fmt: skip
+    assert record["steps"] == 6  # the first evaluation is the best, two more are not better
+
+
+def test_model_tuning_ends_with_a_backbone_folder(tmp_path):
+    record = train.run(
+        configure(tmp_path, "model_tuning", "model_tune", TRAIN_STEPS="3", EVAL_PERIOD="3")
+    )
+    assert record["trainable_parameters"] == record["backbone"]["parameters"]
+    assert pathlib.Path(record["prompt_file"]) == tmp_path / "backbone"
+    predictor = Predictor.from_run(str(tmp_path))
+    assert predictor.context.opened.fingerprint != record["backbone"]["fingerprint"]
+    assert predictor.predict(["the room was lovely."])[0]["inputs"] == "the room was lovely."
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    diverging = {
+        "Trainable.optimizer": "@AdamW()",
+        "AdamW.learning_rate": "1e39",  # step 1 has rate 0, step 2 an infinite one
+        "AdamW.warmup_steps": "10",
+        "CHECKPOINT_PERIOD": "1",
+    }
+    with pytest.raises(RunFailed, match="not finite at step 2; last good checkpoint: .*/1;"):
+        train.run(configure(tmp_path, **diverging))
+    record = read(f"{tmp_path}/record.json")
+    assert record["status"] == "failed" and "step 2" in record["reason"]
+
+
+def test_rows_of_one_batch_use_different_prompts(finished, tmp_path):
+    folder, record = finished
+    mine = prompt_file.load(f"{folder}/prompt.safetensors")
+    files = [f"{folder}/prompt.safetensors"]
+    for seed in range(2):
+        vectors = np.random.default_rng(seed).normal(size=(3 + seed, 16)).astype(np.float32)
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        other = prompt_file.PromptFile(
+            {"prompt/encoder": vectors}, "prompt_tuning", len(vectors), mine.backbone, mine.vocabulary
+        )
+        prompt_file.save(files[-1], other)
+    texts = ["the room was lovely.", "we hated the noisy lift", "fine"]
+    together = Predictor.from_run(str(folder), files).predict(texts)
+    assert [row["prompt"] for row in together[:3]] == files
+    for file in files:
+        alone = Predictor.from_run(str(folder), [file]).predict(texts)
+        mixed = [row for row in together if row["prompt"] == file]
+        assert [row["prediction"] for row in mixed] == [row["prediction"] for row in alone]
+        np.testing.assert_allclose(
+            [row["score"] for row in mixed], [row["score"] for row in alone], atol=1e-5
+        )
+
+
+def test_loading_onto_another_backbone_shows_both_fingerprints(finished, tmp_path):
+    folder, record = finished
+    other = train.run(configure(tmp_path, TRAIN_STEPS="0", Backbone__seed="7"))
+    assert other["backbone"]["fingerprint"] != record["backbone"]["fingerprint"]
+    with pytest.raises(UserError) as error:
+        Predictor.from_run(str(tmp_path), [f"{folder}/prompt.safetensors"])
+    for each in (record, other):
+        assert each["backbone"]["fingerprint"] in str(error.value)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_to_the_same_first_loss(finished, tmp_path):
+    folder, _ = finished
+    assert jax.device_count() == 8
+    record = train.run(
+        configure(tmp_path, TRAIN_STEPS="1", Parallel__data="4", Parallel__model="2")
+    )
+    first = losses(folder)[1][0]
+    np.testing.assert_allclose(record["curve"][0]["loss"], first, rtol=1e-5)
