@@ -222,9 +222,7 @@ def _batches(context: Context, requests: Sequence[Request], batch_size: int):
 
 def _generator(model: Model, decoding: Decoding, length: int):
     """`(params, batch, key) -> (tokens [B, length], scores [B])`, compiled."""
-    beam = decode.Beam(
-        decoding.beam_size, decoding.length_penalty, decoding.length_penalty_form
-    )
+    beam = decode.Beam(decoding.beam_size, decoding.length_penalty, decoding.length_penalty_form)
     sampling = decode.Sampling(1, decoding.temperature, decoding.top_k, decoding.top_p)
 
     def generate(params, batch, key):
@@ -259,9 +257,9 @@ def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
         rows = (len(batch["encoder_segment_ids"]), *targets.shape)
         return decode.score_targets(decoder, batch, jnp.broadcast_to(targets, rows))
 
-    score = context.once(("rank", decoding), lambda: jax.jit(score))
+    scorer = context.once(("rank", decoding), lambda: jax.jit(score))
     out = []
     for batch, real in _batches(context, requests, batch_size):
-        scores = np.asarray(jax.device_get(score(params, batch)))[:real]
+        scores = np.asarray(jax.device_get(scorer(params, batch)))[:real]
         out += [Answer(decoding.labels[int(np.argmax(row))], float(row.max())) for row in scores]
     return out

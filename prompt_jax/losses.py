@@ -19,7 +19,7 @@ class CrossEntropy:
     """Token cross-entropy with z-loss: sum_u w_u (logsumexp(l_u) - l_u[y_u] + z logsumexp(l_u)^2).
 
     With label smoothing s the target is 1-s on y and s/(V-1) elsewhere, less that distribution's
-    entropy, so that a perfect model still scores 0. As in T5X (losses.py), whose defaults these are.
+    entropy, so that a perfect model still scores 0. As in T5X (losses.py), with its defaults.
 
     Attributes:
         z_loss: z, pulls the log-normaliser to 0.

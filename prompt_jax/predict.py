@@ -16,6 +16,7 @@ from prompt_jax import evaluate
 from prompt_jax.assemble import assemble
 from prompt_jax.backbone import open_backbone
 from prompt_jax.ckpt import prompt_file
+from prompt_jax.ckpt.prompt_file import write_bytes
 from prompt_jax.config import resolve
 from prompt_jax.data import cache, layout
 from prompt_jax.errors import UserError, nearest
@@ -25,6 +26,8 @@ from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request
 
 BANK = "prompt/encoder"
+GREEDY = Decoding()
+MOST_LABELS = 50  # more different answers than this are no classification
 
 
 @dataclasses.dataclass
@@ -80,7 +83,7 @@ class Predictor:
         self,
         texts: Sequence[str],
         prompt: str | None = None,
-        decoding: Decoding = Decoding(),
+        decoding: Decoding = GREEDY,
         batch_size: int = 128,
     ) -> list[dict[str, Any]]:
         """Answers texts.
@@ -117,7 +120,7 @@ class Predictor:
         return Request(tokens, self.slots[prompt])
 
     def metrics(
-        self, task: str, split: str, decoding: Decoding, batch_size: int, module: str | None = None
+        self, task: str, split: str, decoding: Decoding, batch_size: int
     ) -> dict[str, dict[str, float]]:
         """prompt name -> metrics of a task's split.
 
@@ -125,11 +128,7 @@ class Predictor:
             UserError: unknown task or split.
         """
         run = self.context.run
-        data = dataclasses.replace(
-            run.data,
-            mixture_or_task_name=task,
-            mixture_or_task_module=module or run.data.mixture_or_task_module,
-        )
+        data = dataclasses.replace(run.data, mixture_or_task_name=task)
         found = {}
         for name, slots in self.slots.items():
             params = dict(self.params)
@@ -144,6 +143,7 @@ class Predictor:
                 self.context,
                 run=dataclasses.replace(run, data=data, eval_steps=0),
                 model=dataclasses.replace(self.context.model, method=method),
+                made={},
             )
             evaluator = evaluate.TaskMetrics(decoding, batch_size)
             found[name] = evaluator(context, params, split)
@@ -166,11 +166,8 @@ def _bank(files: Sequence[str], opened) -> tuple[jax.Array, dict[str, np.ndarray
     return jnp.asarray(np.concatenate(arrays)), slots
 
 
-def decoding_of(args, task: str | None) -> Decoding:
-    """The decoding that the command line asks for."""
-    labels = tuple(args.label)
-    if args.decode == "rank" and not labels and task:
-        labels = cache.get_task(task).labels
+def decoding_of(args, labels: tuple[str, ...]) -> Decoding:
+    """The decoding that the command line asks for; `labels` are the task's own answers."""
     return Decoding(
         mode=args.decode or "greedy",
         max_length=args.max_decode_length or 0,
@@ -181,64 +178,96 @@ def decoding_of(args, task: str | None) -> Decoding:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
-        labels=labels,
+        labels=tuple(args.label) or labels,
     )
 
 
-def open_predictor(args) -> Predictor:
-    """The predictor that the command line asks for.
+class Asked:
+    """The predictor, task, split and decoding that a command line asks for."""
 
-    Raises:
-        UserError: no `--model_dir`.
-    """
-    if not args.model_dir:
-        raise UserError("--model_dir is unset, e.g. --model_dir=out/demo")
-    return Predictor.from_run(args.model_dir, args.prompt, args.gin)
+    def __init__(self, args):
+        """Opens what the flags name.
+
+        Raises:
+            UserError: no `--model_dir`, an unknown task or split.
+        """
+        if not args.model_dir:
+            raise UserError("--model_dir is unset, e.g. --model_dir=out/demo")
+        self.predictor = Predictor.from_run(args.model_dir, args.prompt, args.gin)
+        data = self.predictor.context.run.data
+        self.task = args.mixture_or_task or data.mixture_or_task_name
+        self.tasks, _ = cache.get_tasks(self.task, data.mixture_or_task_module)
+        splits = next(iter(self.tasks.values())).splits
+        self.split = args.split or ("test" if "test" in splits else "validation")
+        self.batch_size = args.batch_size or 128
+        needs_labels = args.decode == "rank" and not args.label
+        self.decoding = decoding_of(args, self.labels() if needs_labels else ())
+
+    def examples(self, split: str) -> list[dict[str, Any]]:
+        """The split's examples, of all tasks of a mixture."""
+        data = self.predictor.context.run.data
+        vocabulary = self.predictor.context.opened.vocabulary
+        found = []
+        for name in self.tasks:
+            tokens = cache.build(
+                name,
+                split,
+                vocabulary,
+                data.cache_dir,
+                module=data.mixture_or_task_module,
+                lengths=data.task_feature_lengths,
+            )
+            found += [tokens.example(i) for i in range(len(tokens))]
+        return found
+
+    def labels(self) -> tuple[str, ...]:
+        """The answers that occur in the split, for rank classification.
+
+        Raises:
+            UserError: more than MOST_LABELS of them: this is no classification task.
+        """
+        found = sorted({example["targets_pretokenized"] for example in self.examples(self.split)})
+        if len(found) > MOST_LABELS:
+            raise UserError(
+                f"--decode=rank: {self.task} has {len(found)} different answers; name those to "
+                "choose from with --label=TEXT"
+            )
+        return tuple(found)
 
 
 def eval_command(args) -> None:
     """`prompt-jax eval`: a table of metrics, one row per prompt."""
-    predictor = open_predictor(args)
-    data = predictor.context.run.data
-    task = args.mixture_or_task or data.mixture_or_task_name
-    tasks, _ = cache.get_tasks(task, data.mixture_or_task_module)
-    split = args.split or _test_split(next(iter(tasks.values())).splits)
-    clock = Clock()
-    decoding = decoding_of(args, task)
-    found = predictor.metrics(task, split, decoding, args.batch_size or 128)
+    clock, asked = Clock(), Asked(args)
+    found = asked.predictor.metrics(asked.task, asked.split, asked.decoding, asked.batch_size)
     for name, metrics in found.items():
         shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-        print(f"{task} {split}  {name}  {shown}")
+        print(f"{asked.task} {asked.split}  {name}  {shown}")
     if args.json:
-        report = {"task": task, "split": split, "prompts": found, "seconds": clock.all()["total"]}
-        epath.Path(args.json).write_text(json.dumps(report, indent=1))
+        report = {
+            "task": asked.task,
+            "split": asked.split,
+            "prompts": found,
+            "seconds": clock.all()["total"],
+        }
+        write_bytes(epath.Path(args.json), json.dumps(report, indent=1).encode())
 
 
 def predict_command(args) -> None:
     """`prompt-jax predict`: JSON lines, one per text and prompt."""
-    predictor = open_predictor(args)
-    data = predictor.context.run.data
-    task = args.mixture_or_task or data.mixture_or_task_name
-    if args.input:
-        texts = read_texts(args.input)
-    else:
-        split = args.split or _test_split(cache.get_task(task).splits)
-        vocabulary = predictor.context.opened.vocabulary
-        tokens = cache.build(task, split, vocabulary, data.cache_dir)
-        texts = [vocabulary.decode(tokens.inputs(i).tolist()) for i in range(len(tokens))]
-    rows = predictor.predict(texts, None, decoding_of(args, task), args.batch_size or 128)
+    texts = read_texts(args.input) if args.input else None
+    asked = Asked(args)
+    if texts is None:
+        texts = [example["inputs_pretokenized"] for example in asked.examples(asked.split)]
+    rows = asked.predictor.predict(texts, None, asked.decoding, asked.batch_size)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if args.output:
-        prompt_file.write_bytes(epath.Path(args.output), lines.encode())
+        write_bytes(epath.Path(args.output), lines.encode())
         print(f"wrote {len(rows)} rows to {args.output}", file=sys.stderr)
     else:
         sys.stdout.write(lines)
     if args.json:
-        epath.Path(args.json).write_text(json.dumps(rows, ensure_ascii=False, indent=1))
-
-
-def _test_split(splits: Sequence[str]) -> str:
-    return "test" if "test" in splits else "validation"
+        text = json.dumps(rows, ensure_ascii=False, indent=1)
+        write_bytes(epath.Path(args.json), text.encode())
 
 
 def read_texts(path: str) -> list[str]:

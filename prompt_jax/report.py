@@ -4,7 +4,9 @@ import pathlib
 from typing import Any
 
 
-def draw_curve(record: dict[str, Any], path: str, baselines: dict[str, float] | None = None) -> None:
+def draw_curve(
+    record: dict[str, Any], path: str, baselines: dict[str, float] | None = None
+) -> None:
     """Draws loss and evaluation metric over steps.
 
     Args:
@@ -30,7 +32,8 @@ def draw_curve(record: dict[str, Any], path: str, baselines: dict[str, float] | 
         color="#1f5fa8",
         label="prompt",
     )
-    for (name, value), colour in zip((baselines or {}).items(), ("#777777", "#b5651d", "#4a8c4a")):
+    for i, (name, value) in enumerate((baselines or {}).items()):
+        colour = ("#777777", "#b5651d", "#4a8c4a")[i % 3]
         right.axhline(value, linestyle="--", color=colour, label=name)
     right.set(xlabel="step", ylabel=metric, ylim=(0, 1.02), title="validation")
     right.legend(loc="lower right", fontsize=8)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import math
-import time
 from typing import Any
 
 import jax
@@ -18,10 +16,10 @@ from prompt_jax.ckpt import save_result
 from prompt_jax.ckpt.store import Store
 from prompt_jax.data.loader import Data
 from prompt_jax.data.open import open_loader
-from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
+from prompt_jax.errors import Interrupted, UserError, nearest
 from prompt_jax.parallel.mesh import Parallel, Shardings
 from prompt_jax.progress import Progress, Signals, log, summary
-from prompt_jax.step import INIT, TrainState, init_state, jit_train_step, purpose_key
+from prompt_jax.step import INIT, init_state, jit_train_step, purpose_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +241,7 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings):
     if not trainable:
         raise UserError("Trainable.rules leave nothing to train")
     trainable = {
-        path: jax.device_put(
-            jnp.array(leaf, jnp.float32), shardings.leaf(path, leaf.shape, False)
-        )
+        path: jax.device_put(jnp.array(leaf, jnp.float32), shardings.leaf(path, leaf.shape, False))
         for path, leaf in trainable.items()
     }
     optimizer = run.method.trainable.build(trainable)

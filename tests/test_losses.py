@@ -12,7 +12,10 @@ RNG = np.random.default_rng(1)
 LOGITS = RNG.normal(size=(2, 3, 7)).astype(np.float32) * 3
 TARGETS = RNG.integers(0, 7, (2, 3)).astype(np.int32)
 WEIGHTS = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
-BATCH = {"decoder_target_tokens": jnp.asarray(TARGETS), "decoder_loss_weights": jnp.asarray(WEIGHTS)}
+BATCH = {
+    "decoder_target_tokens": jnp.asarray(TARGETS),
+    "decoder_loss_weights": jnp.asarray(WEIGHTS),
+}
 
 
 def twin(logits, targets, weights, z, s):

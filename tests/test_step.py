@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from prompt_jax.assemble import Method, assemble
-from prompt_jax.losses import CrossEntropy
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.parts.bank import PromptBank
 from prompt_jax.parts.init import UniformInit, Vocabulary

@@ -1,5 +1,6 @@
 """Whole runs through the front door, on a tiny random backbone and an embedded task."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -10,9 +11,11 @@ import pytest
 from prompt_jax import train
 from prompt_jax.ckpt import prompt_file
 from prompt_jax.config import resolve
+from prompt_jax.data.layout import Accounting
 from prompt_jax.errors import RunFailed, UserError
-from prompt_jax.ledger import read
+from prompt_jax.ledger import Clock, read
 from prompt_jax.predict import Predictor
+from prompt_jax.progress import Progress
 
 TINY = {
     "MIXTURE_OR_TASK_NAME": "'micro_sentiment'",
@@ -142,16 +145,20 @@ def test_model_tuning_ends_with_a_backbone_folder(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    diverging = {
-        "Trainable.optimizer": "@AdamW()",
-        "AdamW.learning_rate": "1e39",  # step 1 has rate 0, step 2 an infinite one
-        "AdamW.warmup_steps": "10",
-        "CHECKPOINT_PERIOD": "1",
-    }
-    with pytest.raises(RunFailed, match="not finite at step 2; last good checkpoint: .*/1;"):
-        train.run(configure(tmp_path, **diverging))
+    with pytest.raises(RunFailed, match="not finite at step 1; last good checkpoint: none"):
+        train.run(configure(tmp_path, Adafactor__learning_rate="1e39"))
     record = read(f"{tmp_path}/record.json")
-    assert record["status"] == "failed" and "step 2" in record["reason"]
+    assert record["status"] == "failed" and "step 1" in record["reason"]
+
+
+def test_a_failure_names_the_last_good_checkpoint(tmp_path):
+    for step in ("3", "12", "6.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    progress = Progress(str(tmp_path), 20, 12, Clock(), {}, {})
+    with progress, pytest.raises(RunFailed, match="at step 13; .*checkpoints/12;"):
+        numbers = {"loss": np.float32(np.nan), "norm": np.float32(1.0)}
+        progress.add(13, numbers, Accounting(*([np.zeros(1)] * 4), *([0] * 5)), 0.0)
+        progress.settle()
 
 
 def test_rows_of_one_batch_use_different_prompts(finished, tmp_path):
@@ -161,9 +168,8 @@ def test_rows_of_one_batch_use_different_prompts(finished, tmp_path):
     for seed in range(2):
         vectors = np.random.default_rng(seed).normal(size=(3 + seed, 16)).astype(np.float32)
         files.append(str(tmp_path / f"{seed}.safetensors"))
-        other = prompt_file.PromptFile(
-            {"prompt/encoder": vectors}, "prompt_tuning", len(vectors), mine.backbone, mine.vocabulary
-        )
+        leaves = {"prompt/encoder": vectors}
+        other = dataclasses.replace(mine, leaves=leaves, length=len(vectors))
         prompt_file.save(files[-1], other)
     texts = ["the room was lovely.", "we hated the noisy lift", "fine"]
     together = Predictor.from_run(str(folder), files).predict(texts)

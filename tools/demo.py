@@ -40,7 +40,7 @@ def texts_and_labels(predictor: prompt_jax.predict.Predictor, split: str):
     vocabulary = predictor.context.opened.vocabulary
     tokens = cache.build(data.mixture_or_task_name, split, vocabulary, data.cache_dir)
     rows = [tokens.example(i) for i in range(len(tokens))]
-    return [row["inputs_pretokenized"] for row in rows], [row["targets_pretokenized"] for row in rows]
+    return tuple([row[f"{name}_pretokenized"] for row in rows] for name in ("inputs", "targets"))
 
 
 def main() -> None:

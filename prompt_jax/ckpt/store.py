@@ -131,11 +131,11 @@ class Store:
         self._manager.close()
 
     def _failure(self, step: int | None, error: Exception) -> RunFailed:
-        steps = sorted(
-            int(path.name) for path in self.directory.iterdir() if path.name.isdigit()
-        )
-        last = f"last good checkpoint: {self.directory / str(steps[-1])}" if steps else (
-            "there is no earlier checkpoint"
+        steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        last = (
+            f"last good checkpoint: {self.directory / str(steps[-1])}"
+            if steps
+            else ("there is no earlier checkpoint")
         )
         at = "" if step is None else f" at step {step}"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -7,9 +7,7 @@ from prompt_jax.data.loader import Data, Loader
 from prompt_jax.data.vocabulary import Vocabulary
 
 
-def open_loader(
-    data: Data, vocabulary: Vocabulary, slots: int, row_multiple: int = 1
-) -> Loader:
+def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: int = 1) -> Loader:
     """The loader of a run.
 
     Args:

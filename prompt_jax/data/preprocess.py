@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import seqio
-import tensorflow as tf
-
 from prompt_jax.data import metrics
+from prompt_jax.data.quiet import quiet_start
 from prompt_jax.errors import UserError, nearest
+
+with quiet_start():
+    import seqio
+    import tensorflow as tf
 
 
 def _quiet_tensorflow() -> None:

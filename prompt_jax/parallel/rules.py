@@ -31,11 +31,10 @@ def partition_spec(
     Returns:
         One entry per dimension; a dimension that does not divide stays whole.
     """
-    for pattern, model_dim, data_dim in RULES:
-        if re.fullmatch(pattern, path):
-            break
-    else:
+    rule = next((rule for rule in RULES if re.fullmatch(rule[0], path)), None)
+    if rule is None:
         return PartitionSpec()
+    _, model_dim, data_dim = rule
     entries: list[str | None] = [None] * len(shape)
     wanted = [("model", model_dim)] + ([("data", data_dim)] if over_data else [])
     for axis, dim in wanted:

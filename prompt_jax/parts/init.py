@@ -66,7 +66,7 @@ class ClassLabels:
 
     def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
         if not self.labels:
-            raise UserError("ClassLabels.labels is empty, e.g. CLASS_LABELS=('positive','negative')")
+            raise UserError("CLASS_LABELS is empty, e.g. ('positive', 'negative')")
         vectors = [
             np.mean(vocabulary.rows(vocabulary.encode(label)), axis=0)
             for label in self.labels[:length]
