@@ -33,8 +33,9 @@ def _text(split: str) -> list[dict]:
     return [{"targets": row["text"]} for row in rows]
 
 
-def _instruct(split: str, without: tuple[str, ...] = ()) -> list[dict]:
-    return instruct.examples(split, SEED, 0, _count(split, TRAIN), without=without)
+def _instruct(split: str, without: tuple[str, ...] = (), tasks=instruct.TASKS) -> list[dict]:
+    count = _count(split, TRAIN)
+    return instruct.examples(split, SEED, 0, count, without=without, tasks=tasks)
 
 
 def _corpus_text(split: str) -> list[dict]:
@@ -50,14 +51,17 @@ _add = functools.partial(text_task, splits=("train", "validation"), metric_fns=(
 _add("micro_text", _text, text_only=True)
 _add("micro_instruct", _instruct)
 _add("micro_instruct_no_sentiment", functools.partial(_instruct, without=("pleased",)))
+_add("micro_lessons", functools.partial(_instruct, tasks=instruct.LESSONS))
 _add("corpus_text", _corpus_text, text_only=True)
 _add("corpus_ratings", _corpus_ratings)
 
-# Stage 1, `runs/pretrain.gin`: the language. Stage 2, `runs/instruct.gin`: to read instructions.
+# Stage 1, `runs/pretrain.gin`: the language. Stages 2 and 3, `runs/instruct.gin`: first lessons,
+# then instructions in many forms.
 _LANGUAGE = [("micro_text", 0.65), ("corpus_text", 0.35)]
 _REST = [("corpus_ratings", 0.05), ("micro_text", 0.08), ("corpus_text", 0.02)]
 for _name, _parts in {
     "micro_language": _LANGUAGE,
+    "micro_first_lessons": [("micro_lessons", 0.92), ("micro_text", 0.06), ("corpus_text", 0.02)],
     "micro_mixture": [("micro_instruct", 0.85), *_REST],
     "micro_mixture_no_sentiment": [("micro_instruct_no_sentiment", 0.85), *_REST[1:]],
 }.items():

@@ -49,10 +49,12 @@ TASKS: dict[str, Entry] = {
     "micro_qa_shift3": _micro(_QA),
     "micro_text": _pretrain(),
     "micro_instruct": _pretrain(),
+    "micro_lessons": _pretrain(),
     "micro_instruct_no_sentiment": _pretrain(),
     "corpus_text": _pretrain(),
     "corpus_ratings": _pretrain(),
     "micro_language": _pretrain(*_TEXT),
+    "micro_first_lessons": _pretrain("micro_lessons", *_TEXT),
     "micro_mixture": _pretrain("micro_instruct", *_REST),
     "micro_mixture_no_sentiment": _pretrain("micro_instruct_no_sentiment", *_TEXT),
 }

@@ -69,6 +69,14 @@ _CODES = {
 }
 
 
+def asked(draws: Draws, task: Distinction, text: str, side: int) -> dict:
+    """An ordinary question with labels of its own, then the text: {"inputs", "targets"}."""
+    question, *labels = draws.pick(task.natural)
+    a = draws.below(2)
+    prefix = draws.pick(_NATURAL).format(question, a=labels[a], b=labels[1 - a])
+    return {"inputs": f"{prefix}{draws.pick(_MARKS)}{text}", "targets": labels[side]}
+
+
 def classify(draws: Draws, task: Distinction, text: str, side: int) -> dict:
     """An instruction for a distinction, a text of a side, and the label that the prefix gives it.
 
@@ -91,9 +99,7 @@ def classify(draws: Draws, task: Distinction, text: str, side: int) -> dict:
             A=draws.pick(task.conditions[a]), B=draws.pick(task.conditions[1 - a]),
         )  # fmt: skip
     elif form < STATED_LABELS + QUESTION:
-        question, *labels = draws.pick(task.natural)
-        a = draws.below(2)
-        prefix = draws.pick(_NATURAL).format(question, a=labels[a], b=labels[1 - a])
+        return asked(draws, task, text, side)
     elif form < STATED_LABELS + QUESTION + CODE:
         prefix, *labels = draws.pick(_CODES[task.name])
     else:
@@ -106,10 +112,10 @@ def classify(draws: Draws, task: Distinction, text: str, side: int) -> dict:
     return {"inputs": f"{prefix}{mark}{text}", "targets": labels[side]}
 
 
-def _distinction(task: Distinction) -> Callable[[Draws], dict]:
+def _distinction(task: Distinction, cast: Callable = classify) -> Callable[[Draws], dict]:
     def make(draws: Draws) -> dict:
         side = draws.below(2)
-        return classify(draws, task, task.text(draws, side), side)
+        return cast(draws, task, task.text(draws, side), side)
 
     return make
 
@@ -236,8 +242,23 @@ TASKS: tuple[tuple[str, float, Maker], ...] = (
 SENTIMENT = ("pleased", "word_mood", "alike", "select")
 
 
+# The first lessons: few fixed labels, ordinary questions. From these a small model learns what is
+# asked for; from random weights the varied forms above teach it little for thousands of steps.
+_LESSONS = ((PLEASED, 0.40), (WORD_MOOD, 0.16), (SAME, 0.14), (FOLLOWS, 0.12), (STATED, 0.10))
+LESSONS: tuple[tuple[str, float, Maker], ...] = (
+    *((task.name, weight, _distinction(task, asked)) for task, weight in _LESSONS),
+    *((task.name, 0.01, _distinction(task, asked)) for task in SMALL),
+)
+
+
 def examples(
-    split: str, seed: int, start: int, count: int, *, without: tuple[str, ...] = ()
+    split: str,
+    seed: int,
+    start: int,
+    count: int,
+    *,
+    without: tuple[str, ...] = (),
+    tasks: tuple[tuple[str, float, Maker], ...] = TASKS,
 ) -> list[dict]:
     """Instruction examples.
 
@@ -247,13 +268,14 @@ def examples(
         start: first index.
         count: how many.
         without: names of tasks to leave out ("pleased" leaves out all of SENTIMENT).
+        tasks: TASKS, or LESSONS.
 
     Returns:
         {"inputs", "targets"} each.
     """
     gone = {*without, *(SENTIMENT if "pleased" in without else ())}
     ladder: list[Maker] = []
-    for name, weight, make in TASKS:
+    for name, weight, make in tasks:
         ladder += [] if name in gone else [make] * round(100 * weight)
     return blocks(
         "micro_instruct", split, seed, start, count, lambda draws, _: draws.pick(ladder)(draws)
