@@ -93,7 +93,8 @@ class Progress(contextlib.AbstractContextManager):
 
     def __exit__(self, *_) -> None:
         if self._events:
-            self._events.close()
+            with contextlib.suppress(OSError):  # events are a copy; the curve is the record
+                self._events.close()
 
     def _rewrite(self) -> None:
         self._file.write_text("".join(json.dumps(row) + "\n" for row in self.curve))

@@ -1,5 +1,6 @@
 """run(): build, restore, loop, evaluate, save, as labelled sections."""
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -168,12 +169,15 @@ def run(resolved) -> dict[str, Any]:
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, Interrupted) else "failed"
         record.reason = str(error) or type(error).__name__
+        if isinstance(error, OSError):  # a full disk, a lost mount
+            raise store.failure(step, error) from error
         raise
     finally:
         record.best = best
         progress.fill(record)
-        if jax.process_index() == 0:
-            record.write(f"{run.model_dir}/record.json")
+        with contextlib.nullcontext() if record.status == "ok" else contextlib.suppress(OSError):
+            if jax.process_index() == 0:
+                record.write(f"{run.model_dir}/record.json")
     store.close()
     print(summary(record, run.model_dir))
     return record.as_dict()

@@ -17,8 +17,10 @@ MODELS = sorted(path.stem for path in gin_folder().glob("models/*.gin"))
 PAIRS = [
     ("prompt_tune", "prompt_tuning"),
     ("model_tune", "model_tuning"),
-    ("pretrain", "model_tuning"),
-    ("lm_adapt", "model_tuning"),
+    ("demo", "prompt_tuning"),
+    ("pretrain", "pretraining"),
+    ("lm_adapt", "pretraining"),
+    ("instruct", "pretraining"),
 ]
 SECTION_6 = (
     "MIXTURE_OR_TASK_NAME MIXTURE_OR_TASK_MODULE TASK_FEATURE_LENGTHS TRAIN_STEPS BATCH_SIZE "

@@ -91,7 +91,7 @@ class Store:
                 force=True,
             )
         except Exception as error:
-            raise self._failure(step, error) from error
+            raise self.failure(step, error) from error
 
     def wait(self) -> None:
         """Blocks until every save is on disk.
@@ -103,7 +103,7 @@ class Store:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._failure(None, error) from error
+            raise self.failure(None, error) from error
 
     def restore(self, step: int, template: Any) -> Restored:
         """Reads a step into the shapes, dtypes and shardings of `template`."""
@@ -130,7 +130,8 @@ class Store:
         self.wait()
         self._manager.close()
 
-    def _failure(self, step: int | None, error: Exception) -> RunFailed:
+    def failure(self, step: int | None, error: Exception) -> RunFailed:
+        """What to raise when the run could not write: says what, and the last good checkpoint."""
         steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
         last = (
             f"last good checkpoint: {self.directory / str(steps[-1])}"
@@ -139,4 +140,4 @@ class Store:
         )
         at = "" if step is None else f" at step {step}"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        return RunFailed(f"saving to {self.directory} failed{at}: {reason}; {last}")
+        return RunFailed(f"writing to {self.directory.parent} failed{at}: {reason}; {last}")

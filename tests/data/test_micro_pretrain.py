@@ -14,7 +14,7 @@ from prompt_jax.errors import UserError
 
 LABELS = {*sentiment.LABELS, *tasks.ENTAILMENT, *tasks.PARAPHRASE, *tasks.BOOLQ}
 COUNT = 25_000
-GOLDEN = {"instruct": "44545a3d21c1bf9b", "text": "ea74521815040e78"}
+GOLDEN = {"instruct": "2eb2d2581bcf7f63", "text": "ea74521815040e78"}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_prefix_gives_the_label():
             if example["inputs"].startswith((code + " ", code + ":")):
                 assert example["targets"] == labels[side]
                 read["code"] += 1
-    assert min(read.values()) > 150 and len(read) == 3
+    assert min(read.values()) > 100 and len(read) == 3
 
 
 def test_shots_show_the_label():
@@ -188,7 +188,19 @@ def test_sides_differ_and_hold(task):
 def test_weights_are_the_plan_s():
     weights = {name: weight for name, weight, _ in instruct.TASKS}
     assert sum(weights.values()) == pytest.approx(1.0)
-    assert weights["pleased"] == 0.25 and weights["extract"] == 0.15
+    assert weights["pleased"] == 0.36 and weights["extract"] == 0.10
+    lessons = {name: weight for name, weight, _ in instruct.LESSONS}
+    assert sum(lessons.values()) == pytest.approx(1.0)
+
+
+def test_lessons_ask_with_fixed_labels():
+    allowed = {
+        task.name: {label for _, *labels in task.natural for label in labels}
+        for task in (*(task for task, _ in instruct._LESSONS), *instruct.SMALL)
+    }
+    every = set().union(*allowed.values())
+    lessons = instruct.examples("train", 0, 0, 6000, tasks=instruct.LESSONS)
+    assert {example["targets"] for example in lessons} == every
 
 
 def test_the_ablation_leaves_every_question_of_mood_out():
