@@ -96,6 +96,12 @@ def origin(python, cwd) -> pathlib.Path:
     return pathlib.Path(succeed(python, "-c", code, cwd=cwd).strip()).resolve()
 
 
+def tasks_file(python, cwd) -> pathlib.Path:
+    """Where `prompt_jax.tasks.micro` would be imported from."""
+    code = "import importlib.util as u; print(u.find_spec('prompt_jax.tasks.micro').origin)"
+    return pathlib.Path(succeed(python, "-c", code, cwd=cwd).strip()).resolve()
+
+
 def shipped() -> set[str]:
     """Names in the wheel that the tree calls for."""
     code = {p.relative_to(ROOT).as_posix() for p in (ROOT / "prompt_jax").rglob("*.py")}
@@ -125,9 +131,8 @@ def test_wheel_works_elsewhere(installed, tmp_path):
     assert "micro_sentiment" in succeed(installed / "prompt-jax", "tasks", cwd=tmp_path)
     explained = succeed(installed / "prompt-jax", *EXPLAIN, cwd=tmp_path)
     assert "micro_sentiment" in explained and str(ROOT) not in explained
-    code = "import importlib.util as u; print(u.find_spec('prompt_jax.tasks.micro').origin)"
-    micro = succeed(installed / "python", "-c", code, cwd=tmp_path).strip()
-    assert pathlib.Path(micro).resolve().is_relative_to(installed.parent.resolve())
+    micro = tasks_file(installed / "python", tmp_path)
+    assert micro.is_relative_to(installed.parent.resolve())
 
 
 @pytest.mark.xdist_group("package")
@@ -143,6 +148,7 @@ def test_plain_checkout(checkout, tmp_path):
     assert origin(python, checkout) == (checkout / "prompt_jax" / "__init__.py").resolve()
     assert "micro_sentiment" in succeed(python, "-m", "prompt_jax", "tasks", cwd=checkout)
     succeed(python, "-m", "prompt_jax", *EXPLAIN, cwd=checkout)
+    assert tasks_file(python, checkout) == (checkout / "tasks" / "micro.py").resolve()
 
 
 @pytest.mark.xdist_group("package")
@@ -153,6 +159,7 @@ def test_editable_install(checkout, tmp_path):
     assert origin(binaries / "python", tmp_path).is_relative_to(checkout.resolve())
     assert "micro_sentiment" in succeed(binaries / "prompt-jax", "tasks", cwd=tmp_path)
     succeed(binaries / "prompt-jax", *EXPLAIN, cwd=tmp_path)
+    assert tasks_file(binaries / "python", tmp_path) == (checkout / "tasks" / "micro.py").resolve()
 
 
 @pytest.mark.xdist_group("package")

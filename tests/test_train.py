@@ -116,6 +116,13 @@ def test_another_config_in_the_same_folder_is_refused(finished):
         train.run(configure(folder, Adafactor__learning_rate="0.1"))
 
 
+def test_a_relative_model_dir_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = train.run(configure("out/run", TRAIN_STEPS="1", CHECKPOINT_PERIOD="1"))
+    assert record["prompt_file"] == "out/run/prompt.safetensors"
+    assert (tmp_path / "out/run/checkpoints/1").is_dir()
+
+
 def test_no_steps_evaluate_the_start(tmp_path):
     record = train.run(configure(tmp_path, TRAIN_STEPS="0", PromptBank__init="@UniformInit()"))
     assert record["steps"] == 0 and "accuracy" in record["metrics"]["validation"]

@@ -13,6 +13,7 @@ import prompt_jax
 from prompt_jax.__main__ import main as prompt_jax_main
 from prompt_jax.data import cache
 from prompt_jax.ledger import read
+from prompt_jax.predict import Predictor
 from prompt_jax.report import bag_of_words, draw_curve
 
 FLAGS = [
@@ -34,7 +35,7 @@ def train(model_dir: pathlib.Path, *bindings: str) -> dict:
     return read(f"{model_dir}/record.json")
 
 
-def texts_and_labels(predictor: prompt_jax.predict.Predictor, split: str):
+def texts_and_labels(predictor: Predictor, split: str):
     """The examples of a split of the demo's task, as text."""
     data = predictor.context.run.data
     vocabulary = predictor.context.opened.vocabulary

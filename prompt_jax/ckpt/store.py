@@ -4,6 +4,7 @@ Orbax is imported where it is used: `prompt-jax explain` must not pay its two se
 """
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -45,7 +46,9 @@ class Store:
             keep_checkpoints_without_metrics=False,
         )
         self._args = ocp.args
-        self.directory = epath.Path(directory)
+        # Orbax takes absolute paths only.
+        remote = "://" in directory
+        self.directory = epath.Path(directory if remote else os.path.abspath(directory))
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
