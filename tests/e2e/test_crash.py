@@ -76,7 +76,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.slow
 def test_sigkill_at_a_random_step_changes_no_bit(uninterrupted, tmp_path):
-    step = random.randint(6, STEPS - 6)
+    step = random.randint(6, STEPS - 12)
     process = start(tmp_path)
     wait_for_step(process, tmp_path, step)
     process.send_signal(signal.SIGKILL)
