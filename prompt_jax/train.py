@@ -19,6 +19,7 @@ from prompt_jax.data.loader import Data
 from prompt_jax.data.open import open_loader
 from prompt_jax.errors import Interrupted, UserError, nearest
 from prompt_jax.parallel.mesh import Parallel, Shardings
+from prompt_jax.parallel.rules import undivided
 from prompt_jax.progress import Progress, Signals, log, summary
 from prompt_jax.step import INIT, init_state, jit_train_step, purpose_key
 
@@ -105,11 +106,14 @@ def run(resolved) -> dict[str, Any]:
     mesh = run.parallel.mesh()
     shardings = Shardings(mesh, run.parallel.shard_frozen_over_data)
     model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
-    claim(resolved)
     opened = open_backbone(run.backbone, model, shardings)
     rows = mesh.shape["data"] * run.num_microbatches
     loader = open_loader(run.data, opened.vocabulary, run.method.slots, rows)
+    claim(resolved)  # only now: a start that fails above leaves MODEL_DIR free
     log.info("%s", banner(run, opened, shardings, loader))
+    shapes = {path: leaf.shape for path, leaf in opened.params.items()}
+    for path in undivided(shapes, dict(mesh.shape)):
+        log.info("%s %s does not divide over `model` and stays whole", path, shapes[path])
 
     # --- state: fresh, or where the last process stopped --------------------------------------
     optimizer, state, frozen, start = init(run, model, opened, shardings)

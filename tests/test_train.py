@@ -123,6 +123,12 @@ def test_a_relative_model_dir_works(tmp_path, monkeypatch):
     assert (tmp_path / "out/run/checkpoints/1").is_dir()
 
 
+def test_a_start_that_fails_leaves_model_dir_free(tmp_path):
+    with pytest.raises(UserError, match="micro_sentimnt"):
+        train.run(configure(tmp_path, MIXTURE_OR_TASK_NAME="'micro_sentimnt'"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_steps_evaluate_the_start(tmp_path):
     record = train.run(configure(tmp_path, TRAIN_STEPS="0", PromptBank__init="@UniformInit()"))
     assert record["steps"] == 0 and "accuracy" in record["metrics"]["validation"]
