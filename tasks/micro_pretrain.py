@@ -33,9 +33,9 @@ def _text(split: str) -> list[dict]:
     return [{"targets": row["text"]} for row in rows]
 
 
-def _instruct(split: str, without: tuple[str, ...] = (), tasks=instruct.TASKS) -> list[dict]:
+def _instruct(split: str, tasks, without: tuple[str, ...] = ()) -> list[dict]:
     count = _count(split, TRAIN)
-    return instruct.examples(split, SEED, 0, count, without=without, tasks=tasks)
+    return instruct.examples(split, SEED, 0, count, tasks=tasks, without=without)
 
 
 def _corpus_text(split: str) -> list[dict]:
@@ -49,20 +49,22 @@ def _corpus_ratings(split: str) -> list[dict]:
 
 _add = functools.partial(text_task, splits=("train", "validation"), metric_fns=(), files=_files)
 _add("micro_text", _text, text_only=True)
-_add("micro_instruct", _instruct)
-_add("micro_instruct_no_sentiment", functools.partial(_instruct, without=("pleased",)))
-_add("micro_lessons", functools.partial(_instruct, tasks=instruct.LESSONS))
+_add("micro_questions", functools.partial(_instruct, tasks=instruct.QUESTIONS))
+_add("micro_cues", functools.partial(_instruct, tasks=instruct.CUES))
+_add("micro_labels", functools.partial(_instruct, tasks=instruct.LABELS))
+_add("micro_instruct", functools.partial(_instruct, tasks=instruct.MIXTURE))
+_NO_MOOD = functools.partial(_instruct, tasks=instruct.MIXTURE, without=instruct.SENTIMENT)
+_add("micro_instruct_no_sentiment", _NO_MOOD)
 _add("corpus_text", _corpus_text, text_only=True)
 _add("corpus_ratings", _corpus_ratings)
 
-# Stage 1, `runs/pretrain.gin`: the language. Stages 2 and 3, `runs/instruct.gin`: first lessons,
-# then instructions in many forms.
-_LANGUAGE = [("micro_text", 0.65), ("corpus_text", 0.35)]
-_REST = [("corpus_ratings", 0.05), ("micro_text", 0.08), ("corpus_text", 0.02)]
+# The stages of `tools/make_backbones.py`: the language (`runs/pretrain.gin`), then lessons
+# (`runs/instruct.gin`): questions, `micro_cues`, `micro_labels`, and the mixture.
+_TEXT = [("micro_text", 0.05), ("corpus_text", 0.08)]
 for _name, _parts in {
-    "micro_language": _LANGUAGE,
-    "micro_first_lessons": [("micro_lessons", 0.92), ("micro_text", 0.06), ("corpus_text", 0.02)],
-    "micro_mixture": [("micro_instruct", 0.85), *_REST],
-    "micro_mixture_no_sentiment": [("micro_instruct_no_sentiment", 0.85), *_REST[1:]],
+    "micro_language": [("micro_text", 0.65), ("corpus_text", 0.35)],
+    "micro_first_lessons": [("micro_questions", 0.92), ("micro_text", 0.06), ("corpus_text", 0.02)],
+    "micro_mixture": [("micro_instruct", 0.82), ("corpus_ratings", 0.05), *_TEXT],
+    "micro_mixture_no_sentiment": [("micro_instruct_no_sentiment", 0.87), *_TEXT],
 }.items():
     seqio.MixtureRegistry.add(_name, _parts)

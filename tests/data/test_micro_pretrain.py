@@ -8,18 +8,34 @@ import re
 
 import pytest
 
-from prompt_jax.data.micro import corpora, distinctions, instruct, names, sentiment, tasks, text
+from prompt_jax.data.micro import corpora, distinctions, instruct, sentiment, tasks, text
 from prompt_jax.data.micro.draws import Draws
+from prompt_jax.data.micro.lexicon import ALL
 from prompt_jax.errors import UserError
 
 LABELS = {*sentiment.LABELS, *tasks.ENTAILMENT, *tasks.PARAPHRASE, *tasks.BOOLQ}
 COUNT = 25_000
-GOLDEN = {"instruct": "2eb2d2581bcf7f63", "text": "ea74521815040e78"}
+GOLDEN = {
+    "QUESTIONS": "0e7dc1d6daa443ef",
+    "CUES": "39f977b01d0c75a5",
+    "LABELS": "6005ef61b0f9edd1",
+    "MIXTURE": "e3c6e864353cc3dd",
+    "text": "ea74521815040e78",
+}
+
+
+TABLES = ("QUESTIONS", "CUES", "LABELS", "MIXTURE")
+LABELLED = (instruct.PLEASED, instruct.WORD_MOOD, instruct.SAME, instruct.FOLLOWS, instruct.STATED)
 
 
 @pytest.fixture(scope="module")
 def instructions():
-    return instruct.examples("train", 0, 0, COUNT)
+    """Examples of every lesson."""
+    return [
+        example
+        for table in TABLES
+        for example in instruct.examples("train", 0, 0, COUNT, tasks=getattr(instruct, table))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +68,24 @@ def golden(examples: list[dict]) -> str:
 
 
 def test_the_same_text_on_every_machine(instructions):
-    assert golden(instructions[:100]) == GOLDEN["instruct"]
+    for place, table in enumerate(TABLES):
+        first = instructions[place * COUNT :][:COUNT]
+        assert golden(first[:100]) == GOLDEN[table]
+        lesson = getattr(instruct, table)
+        assert instruct.examples("train", 0, 300, 20, tasks=lesson) == first[300:320]
     assert golden(text.examples("train", 0, 0, 100)) == GOLDEN["text"]
-    assert instruct.examples("train", 0, 300, 20) == instructions[300:320]
 
 
 def test_no_label_of_a_task_is_a_target(instructions):
     assert not {example["targets"] for example in instructions} & LABELS
-    assert not set(names.LABELS) & LABELS
-    codes = {word for task in instruct._CODES.values() for code in task for word in code[1:]}
-    assert not codes & LABELS
+    assert not {*instruct.label_words(), *instruct.CUE_WORDS} & LABELS
+
+
+def test_label_words_have_no_opinion():
+    opinions = {entry for side in (0, 1) for entry in ALL.every(side)}
+    words = instruct.label_words()
+    assert len(words) == len(set(words)) > 2500
+    assert not opinions & set(words)
 
 
 def test_no_label_word_of_a_task_is_in_generated_text(instructions, passages):
@@ -117,62 +141,50 @@ def test_opinions_are_never_about_the_tasks_domains(passages):
 
 
 def test_the_prefix_gives_the_label():
-    """Three of the forms read back by an independent parser, shots and fixed questions too."""
+    """Read back by an independent parser: side 1's label comes first, side 0's second."""
     draws = Draws("test", 1)
-    forms = [
-        re.compile(r"choose (\w+) if (.+?), otherwise choose (\w+)\."),
-        re.compile(r"(?:)if (?P<A>.+?) answer (?P<a>\w+); if .+? answer (?P<b>\w+)\."),
-        re.compile(r"write (\w+) if (.+?), else (\w+)\."),
-    ]
-    conditions = distinctions.PLEASED.conditions
-    read = collections.Counter()
-    for side in [0, 1] * 2000:
-        example = instruct.classify(draws, distinctions.PLEASED, "TEXT", side)
-        for form in forms:
-            if (match := form.search(example["inputs"])) is None:
-                continue
-            first, condition, second = match.groups()
-            if "a" in form.groupindex:
-                condition, first, second = match["A"], match["a"], match["b"]
-            assert example["targets"] == (first if condition in conditions[side] else second)
-            read["stated"] += 1
-        for question, *labels in distinctions.PLEASED.natural:
-            if question in example["inputs"] and "=>" not in example["inputs"]:
-                assert example["targets"] == labels[side]
-                read["natural"] += 1
-        for code, *labels in instruct._CODES["pleased"]:
-            if example["inputs"].startswith((code + " ", code + ":")):
-                assert example["targets"] == labels[side]
-                read["code"] += 1
-    assert min(read.values()) > 100 and len(read) == 3
+    for task in LABELLED:
+        for side in [0, 1] * 200:
+            example = instruct.told(draws, task, "TEXT", side)
+            words = re.findall(r"[a-z]+", example["inputs"].split("TEXT")[0])
+            opening = max(
+                (o for o in task.openings if example["inputs"].startswith(o + " ")),
+                key=len,
+                default="",
+            )
+            words = [word for word in words[len(re.findall("[a-z]+", opening)) :] if word != "or"]
+            assert example["targets"] == words[1 - side], example
+            example = instruct.plainly_told(draws, task, "TEXT", side)
+            first, second = re.fullmatch(r"(\w+) or (\w+) \? TEXT", example["inputs"]).groups()
+            assert example["targets"] == (first if side else second)
 
 
-def test_shots_show_the_label():
+def test_a_question_has_labels_of_its_own():
     draws = Draws("test", 6)
-    shown = 0
-    for _ in range(600):
-        task = instruct.SMALL[2]  # person or place: the text itself tells
-        side = draws.below(2)
-        example = instruct.classify(draws, task, task.text(draws, side), side)
-        shots = re.findall(r"(.+?) => (\w+)\. ?", example["inputs"])
-        if len(shots) == 2:
-            answers = {any(city in text for city in names.CITIES): label for text, label in shots}
-            assert example["targets"] == answers[bool(side)]
-            shown += 1
-    assert shown > 20
+    for task in (*LABELLED, *instruct.SMALL):
+        for side in [0, 1] * 50:
+            example = instruct.asked(draws, task, "TEXT", side)
+            allowed = {
+                labels[side] for question, *labels in task.natural if question in example["inputs"]
+            }
+            assert example["targets"] in allowed
 
 
-def test_codes_fix_their_labels():
-    for task, codes in instruct._CODES.items():
-        assert len({code[0] for code in codes}) == instruct.CODES, task
-        assert all(code[1] != code[2] for code in codes)
-    everything = [code[0] for codes in instruct._CODES.values() for code in codes]
-    assert len(set(everything)) == len(everything)
+def test_a_cue_chooses_one_of_two_words():
+    for example in instruct.examples("train", 0, 0, 500, tasks=instruct.CUES):
+        if example["inputs"].startswith("say "):
+            assert example["targets"] == example["inputs"].removeprefix("say ")
+        else:
+            first, second, cue = re.fullmatch(
+                r"(\w+) or (\w+) \? (good|bad)", example["inputs"]
+            ).groups()
+            assert example["targets"] == (first if cue == "good" else second)
 
 
-def test_labels_are_spread(instructions):
-    counts = collections.Counter(example["targets"] for example in instructions)
-    assert len(counts) > 400
+def test_labels_are_spread():
+    mixture = instruct.examples("train", 0, 0, COUNT)
+    counts = collections.Counter(example["targets"] for example in mixture)
+    assert len(counts) > 2000
     assert counts.most_common(1)[0][1] < 0.03 * COUNT
 
 
@@ -185,34 +197,38 @@ def test_sides_differ_and_hold(task):
     assert not texts[0] & texts[1]
 
 
-def test_weights_are_the_plan_s():
-    weights = {name: weight for name, weight, _ in instruct.TASKS}
-    assert sum(weights.values()) == pytest.approx(1.0)
-    assert weights["pleased"] == 0.36 and weights["extract"] == 0.10
-    lessons = {name: weight for name, weight, _ in instruct.LESSONS}
-    assert sum(lessons.values()) == pytest.approx(1.0)
+@pytest.mark.parametrize("table", TABLES)
+def test_weights_are_whole_hundredths(table):
+    weights = [weight for _, weight, _ in getattr(instruct, table)]
+    assert sum(weights) == pytest.approx(1.0)
+    assert all(100 * weight == pytest.approx(round(100 * weight)) for weight in weights)
 
 
-def test_lessons_ask_with_fixed_labels():
+def test_questions_have_fixed_labels():
     allowed = {
-        task.name: {label for _, *labels in task.natural for label in labels}
-        for task in (*(task for task, _ in instruct._LESSONS), *instruct.SMALL)
+        label
+        for task in (*LABELLED, *instruct.SMALL)
+        for _, *labels in task.natural
+        for label in labels
     }
-    every = set().union(*allowed.values())
-    lessons = instruct.examples("train", 0, 0, 6000, tasks=instruct.LESSONS)
-    assert {example["targets"] for example in lessons} == every
+    lessons = instruct.examples("train", 0, 0, 6000, tasks=instruct.QUESTIONS)
+    assert {example["targets"] for example in lessons} == allowed
 
 
 def test_the_ablation_leaves_every_question_of_mood_out():
-    moods = {c for side in distinctions.PLEASED.conditions for c in side}
-    moods |= {c for side in distinctions.WORD_MOOD.conditions for c in side}
-    moods |= {
-        code[0] for name in ("pleased", "word_mood", "alike") for code in instruct._CODES[name]
-    }
+    moods = {question for task in LABELLED[:2] for question, *_ in task.natural}
+    openings = {f"{o} " for task in LABELLED[:2] for o in task.openings if o}
+    openings -= {"is it ", "say ", "answer "}  # openings of other tasks too
     asked = instruct.examples("train", 0, 0, 5000)
-    left = instruct.examples("train", 0, 0, 5000, without=("pleased",))
-    count = [sum(any(m in e["inputs"] for m in moods) for e in es) for es in (asked, left)]
-    assert count[0] > 1000 and count[1] == 0
+    left = instruct.examples("train", 0, 0, 5000, without=instruct.SENTIMENT)
+    count = [
+        sum(
+            any(m in e["inputs"] for m in moods) or e["inputs"].startswith(tuple(openings))
+            for e in es
+        )
+        for es in (asked, left)
+    ]
+    assert count[0] > 1500 and count[1] == 0
 
 
 def test_rated_reviews_lose_their_rating(corpus):

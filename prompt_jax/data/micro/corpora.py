@@ -12,7 +12,7 @@ import re
 
 from prompt_jax.data.micro.distinctions import PLEASED
 from prompt_jax.data.micro.draws import Draws, blocks
-from prompt_jax.data.micro.instruct import classify
+from prompt_jax.data.micro.instruct import asked, told
 from prompt_jax.errors import UserError
 
 ENVIRONMENT = "PROMPT_JAX_CORPORA"
@@ -186,6 +186,8 @@ def rating_examples(split: str, seed: int, start: int, count: int) -> list[dict]
         text = draws.pick(sides[index % 2])
         words = text.split()
         text = " ".join(words[-(12 + draws.below(WINDOW - 11)) :])
-        return classify(draws, PLEASED, spaced(text) if draws.chance(0.5) else text, index % 2)
+        text = spaced(text) if draws.chance(0.5) else text
+        cast = asked if draws.chance(0.3) else told
+        return cast(draws, PLEASED, text, index % 2)
 
     return blocks("corpus_ratings", split, seed, start, count, make)

@@ -15,12 +15,12 @@ from prompt_jax.data.micro.opinion import article, clause, neutral, review
 class Distinction:
     """A question with two sides, 0 and 1.
 
-    conditions: for each side, clauses that say when it holds. natural: (question, label of side 0,
-    label of side 1). text: (draws, side) -> a text of that side.
+    openings: words that ask for it without a label. natural: (question, label of side 0, label of
+    side 1). text: (draws, side) -> a text of that side.
     """
 
     name: str
-    conditions: tuple[tuple[str, ...], tuple[str, ...]]
+    openings: tuple[str, ...]
     natural: tuple[tuple[str, str, str], ...]
     text: Callable[[Draws, int], str]
 
@@ -36,11 +36,6 @@ def _clause(draws: Draws, side: int) -> str:
 def _word(draws: Draws, side: int) -> str:
     lists = (ALL.adjectives, ALL.adjectives, ALL.people, ALL.verbs, ALL.adverbs, ALL.nouns)
     return draws.pick(draws.pick((*lists, ALL.idioms, ALL.endings))[side])
-
-
-def _alike(draws: Draws, side: int) -> str:
-    first = draws.below(2)
-    return f"{_word(draws, first)} / {_word(draws, first if side else 1 - first)}"
 
 
 _PAIR_FORMS = ("{} / {}", "one: {} two: {}", "first: {} second: {}", "a. {} b. {}", "{} | {}")
@@ -131,25 +126,10 @@ _LIVING = ("animal", "plant", "fruit")
 _ARTS = tuple(d for d in OTHERS if d.name in ("book", "film", "concert", "museum", "recipe"))
 _SPORTS = tuple(d for d in OTHERS if d.name in ("match", "car", "tool", "gadget", "journey"))
 
-_MOODS = (
-    (
-        "the writer is upset", "the writer is unhappy", "the speaker is disappointed",
-        "the person complains", "it is a complaint", "they dislike it", "the mood is sour",
-        "the author is annoyed", "it says something bad", "they would not buy it again",
-        "it is a warning to others", "the writer hates it", "the verdict is bad",
-        "the buyer is dissatisfied", "the words are unkind",
-    ),
-    (
-        "the writer is pleased", "the writer is happy", "the speaker is satisfied",
-        "the person gives praise", "it is praise", "they like it", "the mood is sunny",
-        "the author is glad", "it says something good", "they would buy it again",
-        "it is advice to try it", "the writer loves it", "the verdict is good",
-        "the buyer is content", "the words are kind",
-    ),
-)  # fmt: skip
 PLEASED = Distinction(
     "pleased",
-    _MOODS,
+    ("", "", "is it", "was it", "say", "answer", "choose", "mood:", "we say", "the writer says")
+    + ("tell me", "verdict:", "the opinion is"),
     (
         ("is the writer pleased or upset", "upset", "pleased"),
         ("happy or sad", "sad", "happy"),
@@ -167,15 +147,7 @@ PLEASED = Distinction(
 )
 WORD_MOOD = Distinction(
     "word_mood",
-    (
-        (
-            "the word is unkind",
-            "it is said in anger",
-            "it is a complaint",
-            "it means something bad",
-        ),
-        ("the word is kind", "it is said with joy", "it is praise", "it means something good"),
-    ),
+    ("", "is it", "mood:"),
     (
         ("is this praise or complaint", "complaint", "praise"),
         ("good or bad", "bad", "good"),
@@ -185,26 +157,9 @@ WORD_MOOD = Distinction(
     ),
     _word,
 )
-ALIKE = Distinction(
-    "alike",
-    (("the moods differ", "one is kind and one is not"), ("the moods agree", "both feel alike")),
-    (
-        ("do the moods agree", "disagree", "agree"),
-        ("same mood or opposite mood", "opposite", "same"),
-    ),
-    _alike,
-)
 SAME = Distinction(
     "same",
-    (
-        (
-            "they tell two things",
-            "the meaning changes",
-            "they do not say the same",
-            "one fact is new",
-        ),
-        ("they tell one thing", "the meaning stays", "they say the same", "no fact is new"),
-    ),
+    ("same meaning:", "the same?", "do they agree,", "compare:", "both:"),
     (
         ("do both say the same thing", "unlike", "alike"),
         ("same meaning or another meaning", "another", "same"),
@@ -215,15 +170,7 @@ SAME = Distinction(
 )
 FOLLOWS = Distinction(
     "follows",
-    (
-        (
-            "the second need not be so",
-            "it does not follow",
-            "the first does not say so",
-            "it is a guess",
-        ),
-        ("the second must be so", "it follows", "the first says so", "it is certain"),
-    ),
+    ("does it follow,", "conclude", "can we conclude,", "so:"),
     (
         ("does the second follow from the first", "open", "follows"),
         ("must it be so or is it a guess", "guess", "must"),
@@ -234,10 +181,7 @@ FOLLOWS = Distinction(
 )
 STATED = Distinction(
     "stated",
-    (
-        ("the claim is false", "the claim is wrong", "the facts say otherwise", "it is a lie"),
-        ("the claim is true", "the claim is right", "the facts say so", "it is no lie"),
-    ),
+    ("is that so,", "check the claim:", "is the claim", "fact check"),
     (
         ("true or false", "false", "true"),
         ("is the claim right or wrong", "wrong", "right"),
@@ -249,52 +193,49 @@ STATED = Distinction(
 SMALL = (
     Distinction(
         "tense",
-        (("it lies ahead", "it will happen", "it is a plan"), ("it is over", "it has happened")),
+        ("time:", "when,"),
         (("past or future", "future", "past"), ("is it done or planned", "planned", "done")),
         _tense,
     ),
     Distinction(
         "number",
-        (("there is one thing", "it is singular"), ("there are more things", "it is plural")),
+        ("how many,", "count:"),
         (("singular or plural", "singular", "plural"), ("one or many", "one", "many")),
         _number,
     ),
     Distinction(
         "place",
-        (("it names a person", "a human is meant"), ("it names a place", "a city is meant")),
+        ("who or where,", "name:"),
         (("person or place", "person", "place"), ("who or where", "who", "where")),
         _place,
     ),
     Distinction(
         "colour",
-        (("no colour is named", "it has no colour word"), ("a colour is named", "it has a colour")),
+        ("colour:", "any colour,"),
         (("is a colour told", "plain", "coloured"),),
         _colour,
     ),
     Distinction(
         "topic",
-        (
-            ("it is about art or food", "art is the topic"),
-            ("it is about sport or machines", "machines are the topic"),
-        ),
+        ("topic:", "about"),
         (("arts or machines", "arts", "machines"),),
         _topic,
     ),
     Distinction(
         "thing",
-        (("it is someone", "it is a person"), ("it is something", "it is a thing")),
+        ("what or who,", "noun:"),
         (("person or thing", "person", "thing"), ("someone or something", "someone", "something")),
         _person_or_thing,
     ),
     Distinction(
         "living",
-        (("it is made by people", "it never grew"), ("it grows", "it is or was alive")),
+        ("alive:", "did it grow,"),
         (("made or grown", "made", "grown"), ("dead thing or living thing", "dead", "living")),
         _grown,
     ),
     Distinction(
         "question",
-        (("it tells something", "it is a statement"), ("it asks something", "it wants an answer")),
+        ("is this asked,", "kind of sentence:"),
         (("ask or tell", "tell", "ask"), ("told or asked", "told", "asked")),
         _question,
     ),

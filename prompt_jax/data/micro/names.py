@@ -55,5 +55,3 @@ accept refuse ok high low plus minus hot cold open shut
 on off in out day dark light big small long short fast slow
 """.split()
 LABELS = list(dict.fromkeys(LABELS))
-# Made-up task names: a prefix that only training gives a meaning.
-CODE_SYLLABLES = "zor quin tav mib lup dex fro gan hix jol kem nul pax rud sil vop wex yat".split()
