@@ -2,8 +2,9 @@
 
     PROMPT_JAX_CORPORA=FOLDER python tools/make_backbones.py micro_s --out out/backbones
 
-Starting it again goes on where it stopped: each stage is a `prompt-jax train`. `--pack FOLDER` only
-packs a finished backbone folder into `prompt_jax/assets/NAME`.
+Starting it again goes on where it stopped: each stage is a `prompt-jax train`. At the end it prints
+the stages' table of the model card from their records. `--pack FOLDER` only packs a finished
+backbone folder into `prompt_jax/assets/NAME`; `--table` only prints.
 """
 
 import argparse
@@ -13,33 +14,87 @@ import sys
 
 from prompt_jax.__main__ import main as prompt_jax_main
 from prompt_jax.ckpt import load
+from prompt_jax.ledger import read
 
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "prompt_jax" / "assets"
-RATES = ("LEARNING_RATE=1.5e-3", "EMBEDDING_RATE=1.5e-2", "WARMUP_STEPS=50")
-STEADY = ("LEARNING_RATE=1e-3", "EMBEDDING_RATE=1e-2", "AdamW.end_rate=1.0")
-LENGTHS = "TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}"
-SHORT = "TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}"
-PERIODS = ("EVAL_PERIOD=1000", "CHECKPOINT_PERIOD=500")
-# (name, run file, mixture, steps, further bindings)
-STAGES = (
-    ("language", "pretrain", "micro_language", 600, ()),
-    ("questions", "instruct", "micro_first_lessons", 1200, ("WARMUP_STEPS=50", LENGTHS)),
-    ("cues", "instruct", "micro_cues", 1200, (*STEADY, SHORT, "BATCH_SIZE=64")),
-    ("labels", "instruct", "micro_labels", 1000, (*RATES, LENGTHS, "BATCH_SIZE=128")),
-    ("instructions", "instruct", "micro_mixture", 4000, (*RATES, LENGTHS, "BATCH_SIZE=128")),
-)
 
 
-def train(model: str, out: pathlib.Path, budget: float) -> pathlib.Path:
-    """Runs every stage with a share of its steps; the folder of the last backbone."""
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of pretraining: its mixture, steps of `batch` examples and peak rate.
+
+    steady: the rate stays, instead of falling to a tenth. inputs: length of an example.
+    """
+
+    name: str
+    mixture: str
+    steps: int
+    batch: int
+    rate: float
+    steady: bool = False
+    inputs: int = 64
+    run: str = "instruct"
+    targets: int = 16
+
+    def bindings(self) -> list[str]:
+        """Gin bindings over the run file's."""
+        return [
+            f"MIXTURE_OR_TASK_NAME='{self.mixture}'",
+            f"TRAIN_STEPS={self.steps}",
+            f"BATCH_SIZE={self.batch}",
+            f"LEARNING_RATE={self.rate}",
+            f"EMBEDDING_RATE={10 * self.rate}",
+            f"AdamW.end_rate={1.0 if self.steady else 0.1}",
+            f"TASK_FEATURE_LENGTHS={{'inputs': {self.inputs}, 'targets': {self.targets}}}",
+            f"WARMUP_STEPS={min(200, self.steps // 4) if self.run == 'pretrain' else 50}",
+            "EVAL_PERIOD=1000",
+            "CHECKPOINT_PERIOD=500",
+        ]
+
+
+def _language(steps: int) -> Stage:
+    return Stage("language", "micro_language", steps, 128, 2e-3, run="pretrain", targets=40)
+
+
+def _cues(steps: int) -> Stage:
+    return Stage("cues", "micro_cues", steps, 64, 1e-3, steady=True, inputs=16)
+
+
+# A wider model wants smaller rates, and a word's mood before anything else.
+RECIPES = {
+    "micro_xs": (
+        _language(600),
+        _cues(1200),
+        Stage("words", "micro_words", 200, 256, 1e-3),
+        Stage("labels", "micro_labels", 1000, 128, 1.5e-3),
+        Stage("moods", "micro_moods", 3000, 128, 1.5e-3),
+    ),
+    "micro_s": (
+        _language(600),
+        Stage("questions", "micro_first_lessons", 1200, 256, 2e-3),
+        _cues(1200),
+        Stage("labels", "micro_labels", 1000, 128, 1.5e-3),
+        Stage("instructions", "micro_mixture", 3000, 128, 1.5e-3),
+        Stage("moods", "micro_moods", 2500, 128, 1.5e-3),
+    ),
+    "micro_m": (
+        _language(360),
+        _cues(1000),
+        Stage("words", "micro_words", 150, 256, 1e-3),
+        Stage("labels", "micro_labels", 700, 128, 7.5e-4),
+        Stage("moods", "micro_moods", 1200, 128, 7.5e-4),
+    ),
+}
+
+
+def train(model: str, out: pathlib.Path) -> pathlib.Path:
+    """Runs every stage that is not done; the folder of the last backbone."""
     backbone = None
-    for name, run, mixture, steps, more in STAGES:
-        folder = out / model / name
-        bindings = [f"MODEL_DIR='{folder}'", f"MIXTURE_OR_TASK_NAME='{mixture}'"]
-        bindings += [f"TRAIN_STEPS={round(budget * steps)}", *PERIODS, *more]
-        if backbone:
-            bindings.append(f"INITIAL_CHECKPOINT_PATH='{backbone}'")
-        files = [f"models/{model}.gin", "methods/pretraining.gin", f"runs/{run}.gin"]
+    for stage in RECIPES[model]:
+        folder = out / model / stage.name
+        files = [f"models/{model}.gin", "methods/pretraining.gin", f"runs/{stage.run}.gin"]
+        bindings = [f"MODEL_DIR='{folder}'", *stage.bindings()]
+        bindings += [f"INITIAL_CHECKPOINT_PATH='{backbone}'"] if backbone else []
         flags = [*(f"--gin_file={file}" for file in files), *(f"--gin.{b}" for b in bindings)]
         if not (folder / "backbone").exists():
             code = prompt_jax_main(["train", *flags])
@@ -47,6 +102,21 @@ def train(model: str, out: pathlib.Path, budget: float) -> pathlib.Path:
                 sys.exit(code)
         backbone = folder / "backbone"
     return backbone
+
+
+def table(model: str, out: pathlib.Path) -> None:
+    """Prints a line of the model card for each stage, from its record."""
+    print("| stage | data | steps | examples | minutes | loss | with another's input | probe |")
+    print("|---|---|---|---|---|---|---|---|")
+    for stage in RECIPES[model]:
+        record = read(f"{out / model / stage.name}/record.json")
+        found = record["metrics"]["validation"]
+        minutes = record["seconds"]["total"] / 60
+        print(
+            f"| {stage.name} | `{stage.mixture}` | {record['steps']:,} x {stage.batch} "
+            f"| {record['examples']:,} | {minutes:.0f} | {found['loss']:.2f} "
+            f"| {found['shuffled_loss']:.2f} | {found['probe/micro_sentiment']:.2f} |"
+        )
 
 
 def pack(backbone: pathlib.Path, model: str) -> None:
@@ -58,14 +128,17 @@ def pack(backbone: pathlib.Path, model: str) -> None:
 
 
 def main() -> None:
-    """Parses, trains, packs."""
+    """Parses, trains, packs, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("micro_xs", "micro_s", "micro_m"))
+    parser.add_argument("model", choices=tuple(RECIPES))
     parser.add_argument("--out", default="out/backbones", type=pathlib.Path)
-    parser.add_argument("--budget", default=1.0, type=float, help="share of every stage's steps")
     parser.add_argument("--pack", type=pathlib.Path, help="a finished backbone folder")
+    parser.add_argument("--table", action="store_true", help="only print the stages' table")
     args = parser.parse_args()
-    pack(args.pack or train(args.model, args.out, args.budget), args.model)
+    if not args.table:
+        pack(args.pack or train(args.model, args.out), args.model)
+    if not args.pack:
+        table(args.model, args.out)
 
 
 if __name__ == "__main__":

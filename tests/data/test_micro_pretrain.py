@@ -18,13 +18,15 @@ COUNT = 25_000
 GOLDEN = {
     "QUESTIONS": "0e7dc1d6daa443ef",
     "CUES": "39f977b01d0c75a5",
+    "WORDS": "c8478856f335123b",
     "LABELS": "6005ef61b0f9edd1",
+    "MOODS": "18c31f50e0e277d9",
     "MIXTURE": "e3c6e864353cc3dd",
     "text": "ea74521815040e78",
 }
 
 
-TABLES = ("QUESTIONS", "CUES", "LABELS", "MIXTURE")
+TABLES = ("QUESTIONS", "CUES", "WORDS", "LABELS", "MOODS", "MIXTURE")
 LABELLED = (instruct.PLEASED, instruct.WORD_MOOD, instruct.SAME, instruct.FOLLOWS, instruct.STATED)
 
 

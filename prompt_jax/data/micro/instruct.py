@@ -1,9 +1,10 @@
-"""Generated instructions, in four lessons: what makes a small frozen T5 promptable.
+"""Generated instructions, in lessons: what makes a small frozen T5 promptable.
 
 A prompt steers a decoder that takes its labels from the words before the text. That is learned in
 steps, each with a short plateau when it comes alone and none within reach when all come at once:
-QUESTIONS ask in words and have fixed labels; CUES choose one of two words; LABELS judge a text by two
-labels drawn anew for each example; MIXTURE is all of it, with every distinction.
+CUES choose one of two words; WORDS are good or bad; QUESTIONS ask in words and have fixed labels;
+LABELS judge a text by two labels drawn anew for each example; MOODS the same in many forms; MIXTURE
+is all of it, with every distinction.
 Source: the idea of instruction mixtures is FLAN's (Wei et al. 2022); texts here are all generated.
 """
 
@@ -88,6 +89,12 @@ def _cue(draws: Draws) -> dict:
     return {"inputs": inputs, "targets": labels[side]}
 
 
+def _word(draws: Draws) -> dict:
+    side = draws.below(2)
+    question, *labels = WORD_MOOD.natural[1]  # one pair of labels: learned in fifty steps
+    return {"inputs": f"{question}? {WORD_MOOD.text(draws, side)}", "targets": labels[side]}
+
+
 _ASK = (
     "answer from the notes. ask: {q}? notes: {p}", "notes: {p} ask: {q}?", "{p} {q}?", "{q}? {p}",
     "read this: {p} now tell me, {q}?", "find the answer. {q}? text: {p}", "{q}? look it up: {p}",
@@ -133,11 +140,19 @@ def _each(tasks: dict[Distinction, float], cast: Callable) -> Table:
 _ALL = {PLEASED: 0.40, WORD_MOOD: 0.16, SAME: 0.14, FOLLOWS: 0.12, STATED: 0.10}
 _ALL |= dict.fromkeys(SMALL, 0.01)
 QUESTIONS: Table = _each(_ALL, asked)
+WORDS: Table = (("word", 1.0, _word),)
 CUES: Table = (("cue", 1.0, _cue),)
 LABELS: Table = (
     *_each({PLEASED: 0.18, WORD_MOOD: 0.12}, asked),
     *_each({PLEASED: 0.45, WORD_MOOD: 0.20}, plainly_told),
     ("cue", 0.05, _cue),
+)
+MOODS: Table = (
+    *_each({PLEASED: 0.25, WORD_MOOD: 0.05}, asked),
+    *_each({PLEASED: 0.50, WORD_MOOD: 0.10}, told),
+    ("extract", 0.05, _extract),
+    ("say", 0.03, _say),
+    ("cue", 0.02, _cue),
 )
 MIXTURE: Table = (
     *_each({PLEASED: 0.14, WORD_MOOD: 0.04, SAME: 0.03, FOLLOWS: 0.03, STATED: 0.03}, asked),

@@ -72,6 +72,8 @@ def segment_bias(
     return jnp.where(visible, 0.0, MASKED).astype(jnp.float32)[:, None]
 
 
+# Recomputed in the backward pass: else the scan stacks the weights of all layers, [L, B, N, Q, K].
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def attend(
     query: Float[Array, "B Q N D"],
     key: Float[Array, "B K N D"],
@@ -120,8 +122,8 @@ class Dense(nn.Module):
         return x @ kernel.astype(x.dtype)
 
 
-# Recomputed in the backward pass from their inputs: between them, the scan would otherwise stack
-# seven copies of [L, B, T, F] and page faults cost more than the arithmetic.
+# Recomputed likewise: their residuals are seven arrays [L, B, T, F], and to write them costs more
+# than the arithmetic.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gated_gelu(gate, hidden):
     return nn.gelu(gate, approximate=True) * hidden
