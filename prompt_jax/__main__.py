@@ -50,8 +50,11 @@ def _use_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default=None, help="default: the task's test split, if any")
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="FILE",
-        help="a prompt file; repeatable: every prompt answers, in shared batches",
+        help="a prompt; repeatable: every prompt answers, in shared batches",
     )  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true", help="prompts of another backbone all the same"
+    )
     parser.add_argument("--batch_size", type=_positive, default=None)
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     decode = parser.add_argument_group("decoding")
@@ -106,6 +109,43 @@ def _flags_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write what is shown as JSON")
 
 
+def _flags_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from", dest="source", action="append", default=[], metavar="PATH",
+        help="a backbone (hf:DIR, hf:ORG/NAME, t5x:DIR, DIR) or a prompt; prompts: repeatable",
+    )  # fmt: skip
+    parser.add_argument("--to", metavar="PATH", help="its ending or prefix says the format")
+    parser.add_argument("--vocabulary", metavar="FILE", help="a .model to put beside the weights")
+    parser.add_argument(
+        "--check", action="store_true", help="compare the logits of source and result"
+    )
+    parser.add_argument("--backbone", metavar="PATH", help="whose prompt it is")
+    parser.add_argument("--base_model", metavar="NAME", help="named in a PEFT adapter")
+    parser.add_argument(
+        "--force", action="store_true", help="a prompt of another backbone all the same"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write what was done as JSON")
+
+
+def _flags_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prompt", nargs="*", metavar="PROMPT",
+        help="a prompt of any format, or a MODEL_DIR; several are also compared",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="PROMPT",
+        help="similarities alone, of these and of every PROMPT",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backbone", metavar="PATH", help="where neighbours are looked up; default: the run's"
+    )
+    parser.add_argument(
+        "--vocabulary", metavar="FILE", help="a .model or `byte`; default: the backbone's"
+    )
+    parser.add_argument("--png", metavar="FILE", help="draw the similarities; default: no figure")
+    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
+
+
 def _positive(text: str) -> int:
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
@@ -140,7 +180,7 @@ class Verb:
 def _with_vocabulary(args: argparse.Namespace) -> argparse.Namespace:
     """`tasks NAME`: the name looked up, then `prompt_jax:NAME` turned into a folder."""
     if args.name:
-        from prompt_jax.ckpt.load import resolve_path
+        from prompt_jax.ckpt.paths import resolve_path
         from prompt_jax.data.show import check_name
 
         check_name(args.name, args.module)
@@ -166,6 +206,18 @@ VERBS = {
         _flags_explain,
         "prompt_jax.explain:explain_command",
         configured=True,
+    ),
+    "convert": Verb(
+        "backbones and prompts, from each format into each",
+        _flags_convert,
+        "prompt_jax.convert:convert_command",
+        gin=False,
+    ),
+    "inspect": Verb(
+        "a prompt's norms, neighbours and duplicates; similarities of several",
+        _flags_inspect,
+        "prompt_jax.inspect_prompt:inspect_command",
+        gin=False,
     ),
     "tasks": Verb(
         "list tasks, or show one",

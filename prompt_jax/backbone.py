@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.sharding import Sharding
 
 from prompt_jax.assemble import Model, Tree, flatten, unflatten
-from prompt_jax.ckpt import load
+from prompt_jax.ckpt import fingerprint as fingerprints
+from prompt_jax.ckpt import hf, load, prompt_file, prompts
+from prompt_jax.ckpt.paths import resolve_path
 from prompt_jax.data import vocabulary as vocabularies
 from prompt_jax.errors import UserError
 from prompt_jax.models.t5.config import T5Config
@@ -59,17 +61,25 @@ class Opened:
         return sum(leaf.size for leaf in self.params.values())
 
     def init_vocabulary(self) -> Vocabulary:
-        """What inits may ask: rows of the embedding table, float32."""
+        """What inits may ask: rows of the embedding table, and stored prompts."""
         table = self.params["backbone/token_embedder/embedding"]
 
         def rows(ids: list[int]) -> np.ndarray:
             return np.asarray(table[jnp.asarray(ids)].astype(jnp.float32))
+
+        def read_prompt(path: str, force: bool) -> np.ndarray:
+            prompt = prompts.read(path)
+            if prompt.file and not force:
+                theirs = self.fingerprint, self.vocabulary.fingerprint
+                prompt_file.check(path, prompt.file, *theirs)
+            return prompt.array
 
         return Vocabulary(
             width=table.shape[1],
             rows=rows,
             encode=lambda text: [int(i) for i in self.vocabulary.encode(text)],
             pieces=self.vocabulary.pieces,
+            read_prompt=read_prompt,
         )
 
 
@@ -80,9 +90,9 @@ def open_vocabulary(backbone: Backbone) -> vocabularies.Vocabulary:
         UserError: none is named or found, or it is larger than the table.
     """
     if backbone.vocabulary:
-        path = load.resolve_path(backbone.vocabulary)
+        path = resolve_path(backbone.vocabulary)
     elif backbone.checkpoint:
-        path = load.resolve_path(backbone.checkpoint) / "spiece.model"
+        path = resolve_path(backbone.checkpoint) / hf.VOCABULARY
     else:
         raise UserError(
             "Backbone.vocabulary is unset and there is no checkpoint folder to take it from, "
@@ -108,21 +118,22 @@ def open_backbone(backbone: Backbone, model: Model, shardings: Shardings) -> Ope
     vocabulary = open_vocabulary(backbone)
     if backbone.random_weights:
         params, path = _draw(backbone, model, shardings), f"random:{backbone.seed}"
+        fingerprint = fingerprints.of_tree(unflatten(params)["backbone"])
     elif backbone.checkpoint:
-        path = str(load.resolve_path(backbone.checkpoint))
+        path = backbone.checkpoint
 
-        def place(parts: tuple[str, ...], array: np.ndarray) -> Array:
-            name = "/".join(("backbone", *parts))
-            return jax.device_put(array, shardings.frozen(name, array.shape))
+        def sharding(parts: tuple[str, ...], shape: tuple[int, ...]) -> Sharding:
+            return shardings.frozen("/".join(("backbone", *parts)), shape)
 
-        params = flatten({"backbone": load.load_backbone(path, backbone.config, place=place)})
+        loaded = load.load_backbone(path, backbone.config, sharding=sharding)
+        params, fingerprint = flatten({"backbone": loaded.params}), loaded.fingerprint
+        path = str(resolve_path(path))
     else:
         raise UserError(
             "INITIAL_CHECKPOINT_PATH is unset, e.g. "
             "--gin.INITIAL_CHECKPOINT_PATH=\"'prompt_jax:micro_s'\", "
             "or --gin.Backbone.random_weights=True"
         )
-    fingerprint = load.fingerprint(unflatten(params)["backbone"])
     return Opened(params, fingerprint, vocabulary, path)
 
 

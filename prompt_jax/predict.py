@@ -16,6 +16,7 @@ from prompt_jax import evaluate
 from prompt_jax.assemble import assemble
 from prompt_jax.backbone import open_backbone
 from prompt_jax.ckpt import prompt_file
+from prompt_jax.ckpt import prompts as stored_prompts
 from prompt_jax.ckpt.prompt_file import write_bytes
 from prompt_jax.config import resolve
 from prompt_jax.data import cache, layout
@@ -25,7 +26,7 @@ from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request
 
-BANK = "prompt/encoder"
+BANK = prompt_file.ENCODER
 GREEDY = Decoding()
 MOST_LABELS = 50  # more different answers than this are no classification
 
@@ -38,22 +39,29 @@ class Predictor:
         context: backbone, model and shardings.
         params: joined leaves; the prompts of all files lie one after the other in the bank.
         slots: prompt name -> its slot ids.
+        forced: prompts of another backbone that were used all the same -> why they were refused.
     """
 
     context: evaluate.Context
     params: dict[str, Any]
     slots: dict[str, np.ndarray]
+    forced: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_run(
-        cls, run_dir: str, prompts: Sequence[str] = (), bindings: Sequence[str] = ()
+        cls,
+        run_dir: str,
+        prompts: Sequence[str] = (),
+        bindings: Sequence[str] = (),
+        force: bool = False,
     ) -> "Predictor":
         """Opens a finished run.
 
         Args:
             run_dir: its MODEL_DIR.
-            prompts: prompt files to use instead of the run's own.
+            prompts: prompts of any form to use instead of the run's own.
             bindings: "NAME=VALUE" on top of the run's config.
+            force: also prompts whose file names another backbone or vocabulary.
 
         Raises:
             UserError: no finished run there, or a prompt of another backbone.
@@ -76,8 +84,8 @@ class Predictor:
         if not run.method.bank:
             return cls(context, opened.params, {"": layout.slot_ids(0)})
         files = list(prompts) or [str(folder / "prompt.safetensors")]
-        bank, slots = _bank(files, opened)
-        return cls(context, {**opened.params, BANK: bank}, slots)
+        bank, slots, forced = _bank(files, opened, force)
+        return cls(context, {**opened.params, BANK: bank}, slots, forced)
 
     def predict(
         self,
@@ -150,20 +158,32 @@ class Predictor:
         return found
 
 
-def _bank(files: Sequence[str], opened) -> tuple[jax.Array, dict[str, np.ndarray]]:
-    """The prompts of several files, one after the other, and each one's slots."""
-    arrays, slots, start = [], {}, 0
+def _bank(
+    files: Sequence[str], opened, force: bool
+) -> tuple[jax.Array, dict[str, np.ndarray], dict[str, str]]:
+    """The prompts of several files one after the other, each one's slots, and what was forced."""
+    arrays, slots, forced, start = [], {}, {}, 0
+    width = opened.params["backbone/token_embedder/embedding"].shape[1]
     for file in files:
-        prompt = prompt_file.load(file)
-        prompt_file.check(file, prompt, opened.fingerprint, opened.vocabulary.fingerprint)
-        if set(prompt.leaves) != {BANK}:
-            raise UserError(f"prompt {file}: holds {sorted(prompt.leaves)}, expected [{BANK!r}]")
+        prompt = stored_prompts.read(file)
+        if prompt.array.shape[1] != width:
+            raise UserError(
+                f"prompt {file} has width {prompt.array.shape[1]}, the backbone {opened.path} "
+                f"{width}"
+            )
         name = file if file in slots or len(files) > 1 else epath.Path(file).stem
-        array = prompt.leaves[BANK]
-        slots[name] = layout.slot_ids(len(array), start)
-        arrays.append(array)
-        start += len(array)
-    return jnp.asarray(np.concatenate(arrays)), slots
+        try:
+            if prompt.file:
+                theirs = opened.fingerprint, opened.vocabulary.fingerprint
+                prompt_file.check(file, prompt.file, *theirs)
+        except UserError as refusal:
+            if not force:
+                raise
+            forced[name] = str(refusal)
+        slots[name] = layout.slot_ids(len(prompt.array), start)
+        arrays.append(prompt.array)
+        start += len(prompt.array)
+    return jnp.asarray(np.concatenate(arrays)), slots, forced
 
 
 def decoding_of(args, labels: tuple[str, ...]) -> Decoding:
@@ -193,7 +213,7 @@ class Asked:
         """
         if not args.model_dir:
             raise UserError("--model_dir is unset, e.g. --model_dir=out/demo")
-        self.predictor = Predictor.from_run(args.model_dir, args.prompt, args.gin)
+        self.predictor = Predictor.from_run(args.model_dir, args.prompt, args.gin, args.force)
         data = self.predictor.context.run.data
         self.task = args.mixture_or_task or data.mixture_or_task_name
         self.tasks, _ = cache.get_tasks(self.task, data.mixture_or_task_module)
@@ -247,6 +267,7 @@ def eval_command(args) -> None:
             "task": asked.task,
             "split": asked.split,
             "prompts": found,
+            "forced": asked.predictor.forced,
             "seconds": clock.all()["total"],
         }
         write_bytes(epath.Path(args.json), json.dumps(report, indent=1).encode())

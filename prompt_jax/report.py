@@ -1,5 +1,6 @@
-"""Figures and tables of a run, drawn from its record alone."""
+"""Figures and tables: of a run, drawn from its record alone; of prompts' similarities."""
 
+import io
 import pathlib
 from typing import Any
 
@@ -41,6 +42,44 @@ def draw_curve(
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_similarities(similarities: dict[str, Any]) -> bytes:
+    """Two heat maps side by side, each with its own scale.
+
+    Args:
+        similarities: `prompts` (names) and the square matrices `sim_avg` and `sim_pertoken`.
+
+    Returns:
+        A PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = similarities["prompts"]
+    side = 2.4 + 0.35 * len(names)
+    figure, axes = plt.subplots(1, 2, figsize=(2 * side + 1, side), layout="constrained")
+    for ax, kind in zip(axes, ("sim_avg", "sim_pertoken"), strict=True):
+        matrix = similarities[kind]
+        image = ax.imshow(matrix, cmap="viridis")
+        figure.colorbar(image, ax=ax, shrink=0.8)
+        ax.set_title(kind, fontsize=10)
+        ticks = {"labels": names, "fontsize": 7, "parse_math": False}
+        ax.set_xticks(range(len(names)), rotation=90, **ticks)
+        ax.set_yticks(range(len(names)), **ticks)
+        if len(names) > 12:
+            continue  # cells too small for numbers
+        for i, row in enumerate(matrix):
+            for j, value in enumerate(row):
+                dark = image.norm(value) < 0.6
+                colour = "white" if dark else "black"
+                ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    plt.close(figure)
+    return png.getvalue()
 
 
 def bag_of_words(train: tuple[list[str], list[str]], test: tuple[list[str], list[str]]) -> float:

@@ -125,6 +125,8 @@ def run(resolved) -> dict[str, Any]:
         state, best, stale = restored.state, restored.extra["best"], restored.extra["stale"]
         done = restored.extra["done"]
         log.info("continuing at step %d of %d", int(state.step), run.train_steps)
+    if jax.process_index() == 0:
+        save_result.save_init(run.model_dir, model, start)
     context = evaluate.Context(run, model, opened, shardings, frozen)
     record = new_record(resolved, opened, state.trainable)
 

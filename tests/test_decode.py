@@ -20,13 +20,13 @@ NAMES = ("t5v11_tiny", "t5v10_tiny", "mt5_tiny")
 
 @functools.cache
 def published(name):
-    config = load.read_config(FIXTURES / name)
+    config = load.open_source(FIXTURES / name).config
     oracle = np.load(FIXTURES / f"{name}.npz")
     batch = {
         "encoder_input_tokens": oracle["input_ids"].astype(np.int32),
         "encoder_segment_ids": oracle["attention_mask"].astype(np.int32),
     }
-    return T5(config), {"params": load.load_backbone(FIXTURES / name, config)}, batch, oracle
+    return T5(config), {"params": load.load_backbone(FIXTURES / name, config).params}, batch, oracle
 
 
 @functools.cache

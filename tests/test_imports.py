@@ -17,7 +17,13 @@ PACKAGE = ROOT / "prompt_jax"
 BASE = {"errors", "slots", "__init__"}
 ALLOWED = {
     "__init__": {"predict"},
-    "__main__": {"config", "explain", "train", "evaluate", "predict", "data", "ckpt", "ledger"},
+    "__main__": {
+        *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
+        "inspect_prompt",
+    },
+    "convert": {"ckpt", "data", "models"},
+    "inspect_prompt": {"ckpt", "data", "report", "similarity"},
+    "similarity": set(),
     "explain": {"config", "resolver", "data"},
     "config": {"resolver", "conform"},
     "resolver": {"conform"},

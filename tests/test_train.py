@@ -198,12 +198,28 @@ def test_rows_of_one_batch_use_different_prompts(finished, tmp_path):
 
 def test_loading_onto_another_backbone_shows_both_fingerprints(finished, tmp_path):
     folder, record = finished
-    other = train.run(configure(tmp_path, TRAIN_STEPS="0", Backbone__seed="7"))
+    prompt = f"{folder}/prompt.safetensors"
+    other = train.run(configure(tmp_path / "a", TRAIN_STEPS="0", Backbone__seed="7"))
     assert other["backbone"]["fingerprint"] != record["backbone"]["fingerprint"]
     with pytest.raises(UserError) as error:
-        Predictor.from_run(str(tmp_path), [f"{folder}/prompt.safetensors"])
+        Predictor.from_run(str(tmp_path / "a"), [prompt])
     for each in (record, other):
         assert each["backbone"]["fingerprint"] in str(error.value)
+    forced = Predictor.from_run(str(tmp_path / "a"), [prompt], force=True)
+    assert forced.forced == {"prompt": str(error.value)}
+    assert not Predictor.from_run(str(folder)).forced
+
+    # The same for a run that starts from it; what was forced is in its record.
+    start = {"TRAIN_STEPS": "0", "Backbone__seed": "7", "PROMPT_FILE": repr(prompt)}
+    start["PromptBank__init"] = "@FileInit()"
+    with pytest.raises(UserError) as again:
+        train.run(configure(tmp_path / "b", **start))
+    assert str(again.value) == str(error.value)
+    allowed = train.run(configure(tmp_path / "c", FileInit__force="True", **start))
+    assert allowed["config"]["FileInit.force"] is True
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "c" / "prompt.npy"), np.load(folder / "prompt.npy")
+    )
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def our_side(args, folder: pathlib.Path):
     import prompt_jax
     from prompt_jax import step as steps
     from prompt_jax.assemble import Method, assemble, flatten
-    from prompt_jax.ckpt.load import load_backbone, read_config
+    from prompt_jax.ckpt.load import load_backbone, open_source
     from prompt_jax.losses import CrossEntropy
     from prompt_jax.parts.bank import PromptBank
     from prompt_jax.parts.inject import EncoderSlots
@@ -142,9 +142,9 @@ def our_side(args, folder: pathlib.Path):
         inject=EncoderSlots(),
         losses=(CrossEntropy(z_loss=0.0),),
     )
-    config = read_config(folder)
+    config = open_source(folder).config
     model = assemble(config, method)
-    params = flatten({"backbone": load_backbone(folder, config)})
+    params = flatten({"backbone": load_backbone(folder, config).params})
     frozen, trainable = method.trainable.split(
         {**params, "prompt/encoder": jnp.asarray(np.load(folder / "prompt.npy"))}
     )

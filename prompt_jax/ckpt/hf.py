@@ -1,208 +1,221 @@
-"""The map between our parameter tree and a Hugging Face T5 folder: names, shapes, config.json."""
+"""Hugging Face T5 folders: the map to their tensors' names, and opening one.
 
-import dataclasses
-from typing import Any
+Folders are read tensor by tensor with safetensors; nothing is unpickled.
+"""
 
-from prompt_jax.errors import UserError, nearest
-from prompt_jax.models.t5.config import T5Config
+import contextlib
+import json
+import pathlib
+import re
+import tempfile
 
-Path = tuple[str, ...]
+import ml_dtypes
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError, safe_open
 
+from prompt_jax.ckpt import hf_config, tree
+from prompt_jax.ckpt.source import Index, Source, Tensor
+from prompt_jax.errors import UserError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+VOCABULARY = "spiece.model"
 # Copies of `shared.weight` that some writers store; allowed when they are equal to it.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Written by early T5 1.0 exports and read by no implementation.
 UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 HEAD, SHARED = "lm_head.weight", "shared.weight"
-FAMILIES = ("t5", "mt5", "umt5")
-
-_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """One leaf of our tree and the tensors that make it.
-
-    Attributes:
-        path: in our tree, e.g. `("encoder", "layers", "mlp", "wo", "kernel")`.
-        names: HF tensors; one per layer for a stacked leaf, else a single one.
-        shape: of one tensor in our orientation, without the layer axis.
-        stacked: the leaf has a leading layer axis.
-        transposed: the HF tensor is the transpose (PyTorch stores [out, in]).
-    """
-
-    path: Path
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    stacked: bool
-    transposed: bool
-
-    @property
-    def full_shape(self) -> tuple[int, ...]:
-        """Shape of the leaf, layer axis included."""
-        return (len(self.names), *self.shape) if self.stacked else self.shape
-
-    @property
-    def hf_shape(self) -> tuple[int, ...]:
-        """Shape of one HF tensor."""
-        return self.shape[::-1] if self.transposed else self.shape
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_OUTSIDE = {tree.EMBEDDING: SHARED, tree.HEAD: HEAD}
+_LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_ENCODER = {
+    "pre_attention_layer_norm/scale": "0.layer_norm",
+    "attention": "0.SelfAttention",
+    "relpos_bias/rel_embedding": "0.SelfAttention.relative_attention_bias",
+    "pre_mlp_layer_norm/scale": "1.layer_norm",
+    "mlp": "1.DenseReluDense",
+}
+_DECODER = {
+    "pre_self_attention_layer_norm/scale": "0.layer_norm",
+    "self_attention": "0.SelfAttention",
+    "relpos_bias/rel_embedding": "0.SelfAttention.relative_attention_bias",
+    "pre_cross_attention_layer_norm/scale": "1.layer_norm",
+    "encoder_decoder_attention": "1.EncDecAttention",
+    "pre_mlp_layer_norm/scale": "2.layer_norm",
+    "mlp": "2.DenseReluDense",
+}
 
 
-def leaves(config: T5Config) -> list[Leaf]:
-    """Every leaf of the backbone's tree.
+def hf_name(name: str) -> str:
+    """The HF tensor of a canonical one.
 
     Args:
-        config: sizes and switches.
+        name: e.g. `encoder/layers_0/attention/query/kernel`.
 
     Returns:
-        Leaves in a fixed order.
+        e.g. `encoder.block.0.layer.0.SelfAttention.q.weight`.
     """
-    c = config
-    found = [_single(("token_embedder", "embedding"), SHARED, (c.vocab_size, c.emb_dim))]
-    for stack, count in (("encoder", c.num_encoder_layers), ("decoder", c.num_decoder_layers)):
-        found += _stack(c, stack, count)
-    if not c.tied_head:
-        path = ("decoder", "logits_dense", "kernel")
-        found.append(_single(path, HEAD, (c.emb_dim, c.vocab_size), transposed=True))
-    return found
-
-
-def _single(path: Path, name: str, shape: tuple, transposed: bool = False) -> Leaf:
-    return Leaf(path, (name,), shape, False, transposed)
-
-
-def _stack(c: T5Config, stack: str, count: int) -> list[Leaf]:
-    found = []
-
-    def stacked(path: Path, name: str, shape: tuple, transposed: bool) -> None:
-        names = tuple(f"{stack}.block.{i}.layer.{name}.weight" for i in range(count))
-        found.append(Leaf((stack, "layers", *path), names, shape, True, transposed))
-
-    attentions = [("attention", "pre_attention_layer_norm", "SelfAttention")]
-    if stack == "decoder":
-        attentions = [
-            ("self_attention", "pre_self_attention_layer_norm", "SelfAttention"),
-            ("encoder_decoder_attention", "pre_cross_attention_layer_norm", "EncDecAttention"),
-        ]
-    width = c.num_heads * c.head_dim
-    for place, (ours, norm, theirs) in enumerate(attentions):
-        stacked((norm, "scale"), f"{place}.layer_norm", (c.emb_dim,), False)
-        for part, letter in _ATTENTION.items():
-            shape = (width, c.emb_dim) if part == "out" else (c.emb_dim, width)
-            stacked((ours, part, "kernel"), f"{place}.{theirs}.{letter}", shape, True)
-    last = len(attentions)
-    stacked(("pre_mlp_layer_norm", "scale"), f"{last}.layer_norm", (c.emb_dim,), False)
-    for part in ("wi", "wo") if c.activation == "relu" else ("wi_0", "wi_1", "wo"):
-        shape = (c.mlp_dim, c.emb_dim) if part == "wo" else (c.emb_dim, c.mlp_dim)
-        stacked(("mlp", part, "kernel"), f"{last}.DenseReluDense.{part}", shape, True)
-    bias, shape = "0.SelfAttention.relative_attention_bias", (c.num_heads, c.position_buckets)
-    if c.per_layer_position_bias:
-        stacked(("relpos_bias", "rel_embedding"), bias, shape, True)
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    stack, rest = name.split("/", 1)
+    if rest == f"{stack}_norm/scale":
+        return f"{stack}.final_layer_norm.weight"
+    parts = {"encoder": _ENCODER, "decoder": _DECODER}[stack]
+    layer = re.match(r"layers_(\d+)/", rest)
+    rest = rest[layer.end() :] if layer else rest
+    if rest not in parts:  # a kernel: its module, then its own name
+        module, kernel, _ = rest.split("/")
+        rest = f"{parts[module]}.{_LETTERS.get(kernel, kernel)}"
     else:
-        path = (stack, "relpos_bias", "rel_embedding")
-        found.append(_single(path, f"{stack}.block.0.layer.{bias}.weight", shape, True))
-    norm = (stack, f"{stack}_norm", "scale")
-    found.append(_single(norm, f"{stack}.final_layer_norm.weight", (c.emb_dim,)))
-    return found
+        rest = parts[rest]
+    return f"{stack}.block.{layer[1] if layer else 0}.layer.{rest}.weight"
 
 
-def canonical_names(path: Path, layers: int) -> list[str]:
-    """T5X's unstacked names of a leaf, e.g. `encoder/layers_0/attention/query/kernel`.
-
-    Args:
-        path: in our tree.
-        layers: size of the layer axis; ignored for leaves outside `layers`.
-
-    Returns:
-        One name per layer, or the single name.
-    """
-    if "layers" not in path:
-        return ["/".join(path)]
-    at = path.index("layers")
-    return ["/".join((*path[:at], f"layers_{i}", *path[at + 1 :])) for i in range(layers)]
+def transposed(name: str) -> bool:
+    """PyTorch stores kernels `[out, in]` and position biases `[buckets, heads]`."""
+    return not name.endswith("/scale") and name != tree.EMBEDDING
 
 
-def from_hf(config: dict[str, Any], *, tied_head: bool, place: str) -> T5Config:
-    """Reads config.json's fields.
+def own(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """HF's name and shape of a canonical tensor."""
+    return hf_name(name), shape[::-1] if transposed(name) else shape
 
-    Whether the head is tied cannot be told from the file (transformers 5 writes
-    `tie_word_embeddings: true` for every T5); it is told by the tensors.
+
+def open_folder(folder: epath.Path) -> Source:
+    """Opens a folder of config.json and safetensors.
 
     Args:
-        config: the parsed file.
-        tied_head: no `lm_head.weight` of its own is stored.
-        place: shown in errors.
+        folder: local or `gs://` (weights are then staged in a temporary folder).
 
     Returns:
-        The shape; `dtype` and `remat` at their defaults, `param_dtype` float32.
+        Its tensors under canonical names.
 
     Raises:
-        UserError: not a T5, or an activation no public T5 has.
+        UserError: a missing or damaged file, a path that leaves the folder, a pickle, not a T5.
     """
-    family = config.get("model_type", "t5")
-    if family not in FAMILIES:
-        raise UserError(f"{place}: model_type {family!r}: {nearest(str(family), FAMILIES)}")
-    activation = config.get("feed_forward_proj", "relu")
-    if activation not in ("relu", "gated-gelu"):
-        valid = nearest(str(activation), ("relu", "gated-gelu"))
-        raise UserError(f"{place}: feed_forward_proj {activation!r}: {valid}")
-    # T5 says it by a field of its own, or (published files) scales what is tied. mT5 never
-    # scales; umT5 as T5X has it does not, transformers 5 does: T5Config.scale_logits decides.
-    implied = family == "t5" and config.get("tie_word_embeddings", True) is not False
-    try:
-        return T5Config(
-            vocab_size=config["vocab_size"],
-            emb_dim=config["d_model"],
-            num_heads=config["num_heads"],
-            head_dim=config["d_kv"],
-            mlp_dim=config["d_ff"],
-            num_encoder_layers=config["num_layers"],
-            num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
-            activation=activation,
-            tied_head=tied_head,
-            scale_logits=bool(config.get("scale_decoder_outputs", implied)),
-            per_layer_position_bias=family == "umt5",
-            position_buckets=config.get("relative_attention_num_buckets", 32),
-            position_max_distance=config.get("relative_attention_max_distance", 128),
-            norm_epsilon=config.get("layer_norm_epsilon", 1e-6),
-            dropout_rate=config.get("dropout_rate", 0.1),
-        )
-    except KeyError as error:
-        raise UserError(f"{place}: the field {error} is missing") from error
-
-
-def to_hf(config: T5Config) -> dict[str, Any]:
-    """What config.json must say so that transformers 4 and 5 read the same model.
-
-    Args:
-        config: the shape.
-
-    Returns:
-        JSON fields; `tie_word_embeddings` tells transformers 4 and `scale_decoder_outputs`
-        tells transformers 5 (where a stored `lm_head.weight` decides about tying).
-    """
-    umt5 = config.per_layer_position_bias
-    return {
-        "architectures": [f"{'UMT5' if umt5 else 'T5'}ForConditionalGeneration"],
-        "model_type": "umt5" if umt5 else "t5",
-        "vocab_size": config.vocab_size,
-        "d_model": config.emb_dim,
-        "d_kv": config.head_dim,
-        "d_ff": config.mlp_dim,
-        "num_heads": config.num_heads,
-        "num_layers": config.num_encoder_layers,
-        "num_decoder_layers": config.num_decoder_layers,
-        "feed_forward_proj": config.activation,
-        "tie_word_embeddings": config.tied_head,
-        "scale_decoder_outputs": config.scale_logits,
-        "relative_attention_num_buckets": config.position_buckets,
-        "relative_attention_max_distance": config.position_max_distance,
-        "layer_norm_epsilon": config.norm_epsilon,
-        "dropout_rate": config.dropout_rate,
-        "initializer_factor": 1.0,
-        "is_encoder_decoder": True,
-        "use_cache": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-        "torch_dtype": config.param_dtype,
+    fields = read_json(folder / CONFIG)
+    files = _Files(folder)
+    ours = HEAD in files.where
+    if ours and fields.get("tie_word_embeddings") is not False:
+        ours = not files.equal(HEAD, SHARED)
+    config = hf_config.from_hf(fields, tied_head=not ours, place=str(folder / CONFIG))
+    names = {hf_name(name): name for leaf in tree.leaves(config) for name in leaf.names}
+    found = {names[own]: files.tensor(own, names[own]) for own in files.where if own in names}
+    copies = (*ALIASES, HEAD) if config.tied_head else ALIASES
+    unknown = {
+        name: files.shape(name)
+        for name in sorted(set(files.where) - set(names) - set(UNUSED))
+        if name not in copies or not files.equal(name, SHARED)
     }
+    vocabulary = folder / VOCABULARY
+    # transformers 4 and 5 disagree on umT5's scale: there T5Config alone decides.
+    silent = ("scale_logits",) if fields.get("model_type") != "umt5" else ()
+    return Source(
+        place=str(folder),
+        tensors=found,
+        unknown=unknown,
+        config=config,
+        silent=(*silent, "position_max_distance", "norm_epsilon"),
+        own=own,
+        vocabulary=vocabulary if vocabulary.exists() else None,
+    )
+
+
+def read_json(file: epath.Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        UserError: no such file, or something else in it.
+    """
+    if not file.exists():
+        raise UserError(f"{file}: no such file")
+    try:
+        fields = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: is no JSON object")
+    return fields
+
+
+class _Files:
+    """The safetensors files of a folder: headers are checked at once, values read on demand."""
+
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
+        self._staged = None
+        self.local, self.where = {}, {}
+        for file in self._names():
+            self.local[file] = self._stage(folder / file)
+            with self._open(file) as tensors:
+                self.where |= dict.fromkeys(tensors.keys(), file)
+
+    def _names(self) -> list[str]:
+        index = self.folder / INDEX
+        if index.exists():
+            files = set(read_json(index).get("weight_map", {}).values())
+            for file in files:
+                if pathlib.PurePath(file).name != file or file in ("", ".", ".."):
+                    raise UserError(f"{index}: the path {file!r} leaves the folder")
+            return sorted(files)
+        if (self.folder / WEIGHTS).exists():
+            return [WEIGHTS]
+        pickles = [p.name for p in self.folder.glob("*.bin")] if self.folder.exists() else []
+        if pickles:
+            raise UserError(
+                f"{self.folder / sorted(pickles)[0]}: is a pickle, which is never read, and there "
+                "are no safetensors; write them with transformers: "
+                "T5ForConditionalGeneration.from_pretrained(FOLDER).save_pretrained(OTHER)"
+            )
+        raise UserError(f"{self.folder}: holds neither {WEIGHTS} nor {INDEX}")
+
+    def _stage(self, file: epath.Path) -> str:
+        if not file.exists():
+            raise UserError(f"{file}: is in the index but not in the folder")
+        if "://" not in str(file):
+            return str(file)
+        self._staged = self._staged or tempfile.TemporaryDirectory()
+        return str(file.copy(epath.Path(self._staged.name) / file.name))
+
+    @contextlib.contextmanager
+    def _open(self, file: str):
+        """Opened for one read and closed again: mapped pages would count as memory."""
+        try:
+            with safe_open(self.local[file], "numpy") as tensors:
+                yield tensors
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.folder / file}: is no safetensors file: {error}") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with self._open(self.where[name]) as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        with self._open(self.where[name]) as tensors:
+            return tensors.get_slice(name)[index]
+
+    def tensor(self, name: str, canonical: str) -> Tensor:
+        with self._open(self.where[name]) as tensors:
+            header = tensors.get_slice(name)
+            shape, dtype = tuple(header.get_shape()), header.get_dtype()
+        if dtype not in DTYPES:
+            place = self.folder / self.where[name]
+            raise UserError(f"{place}: ~ {name} is {dtype}, expected {' or '.join(DTYPES)}")
+        if not transposed(canonical):
+            return Tensor(shape, DTYPES[dtype], lambda index: self.read(name, index))
+        turned = lambda index: self.read(name, index[::-1]).T  # noqa: E731
+        return Tensor(shape[::-1], DTYPES[dtype], turned)
+
+    def equal(self, one: str, other: str, rows: int = 4096) -> bool:
+        """The same numbers, compared some rows at a time."""
+        if other not in self.where or self.shape(one) != self.shape(other):
+            return False
+        height, *rest = self.shape(one)
+        columns = tuple(slice(0, size) for size in rest)
+        parts = ((slice(i, min(i + rows, height)), *columns) for i in range(0, height, rows))
+        return all(np.array_equal(self.read(one, p), self.read(other, p)) for p in parts)

@@ -1,6 +1,8 @@
 """A prompt as one safetensors file: trainable leaves by path, with what they belong to."""
 
 import dataclasses
+import hashlib
+import io
 import json
 
 import numpy as np
@@ -12,6 +14,7 @@ from prompt_jax import __version__
 from prompt_jax.errors import UserError
 
 FORMAT = "1"
+ENCODER = "prompt/encoder"  # the leaf of a prompt that is input vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +59,8 @@ def save(path: str, prompt: PromptFile) -> None:
         "version": __version__,
     }
     leaves = {path: np.ascontiguousarray(leaf) for path, leaf in prompt.leaves.items()}
+    metadata["digest"] = _digest(metadata, leaves)
     write_bytes(epath.Path(path), save_safetensors(leaves, metadata=metadata))
-
-
-def save_array(path: str, array: np.ndarray) -> None:
-    """Writes `[P, H]` float32 to a `.npy` file, atomically."""
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(array, np.float32), allow_pickle=False)
-    write_bytes(epath.Path(path), buffer.getvalue())
 
 
 def load(path: str) -> PromptFile:
@@ -88,6 +83,8 @@ def load(path: str) -> PromptFile:
         raise UserError(
             f"prompt {path}: format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
+    if metadata.pop("digest", None) != _digest(metadata, leaves):
+        raise UserError(f"prompt {path}: is damaged: it is not what was written; copy it anew")
     return PromptFile(
         leaves=leaves,
         method=metadata["method"],
@@ -109,5 +106,52 @@ def check(path: str, prompt: PromptFile, backbone: str, vocabulary: str) -> None
     ):
         if trained != here:
             raise UserError(
-                f"prompt {path} was trained on the {kind} {trained}, this run has {here}"
+                f"prompt {path} was trained on the {kind} {trained}, here is {here}; "
+                "--force uses it all the same"
             )
+
+
+def save_array(path: str, array: np.ndarray) -> None:
+    """Writes `[P, H]` float32 to a `.npy` file, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array, np.float32), allow_pickle=False)
+    write_bytes(epath.Path(path), buffer.getvalue())
+
+
+def load_array(path: str) -> np.ndarray:
+    """Reads a `.npy` file; its header is checked against its size before anything is allocated.
+
+    Raises:
+        UserError: no such file, damaged, or a pickle.
+    """
+    file = epath.Path(path)
+    if not file.is_file():
+        raise UserError(f"prompt {path}: no such file")
+    data = io.BytesIO(file.read_bytes())
+    try:
+        version = np.lib.format.read_magic(data)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(data)
+        stored = len(data.getbuffer()) - data.tell()
+    except ValueError as error:
+        raise UserError(f"prompt {path}: damaged or no .npy file ({error})") from error
+    if dtype.hasobject:
+        raise UserError(
+            f"prompt {path}: holds pickled objects, which are never read; save a plain float32 "
+            "array with numpy.save(FILE, array, allow_pickle=False)"
+        )
+    if dtype.kind != "f":
+        raise UserError(f"prompt {path}: holds {dtype}, expected float32")
+    if stored != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise UserError(f"prompt {path}: is damaged: {stored} bytes are not {list(shape)} {dtype}")
+    data.seek(0)
+    return np.load(data, allow_pickle=False)
+
+
+def _digest(metadata: dict[str, str], leaves: dict[str, np.ndarray]) -> str:
+    """SHA-256 of everything the file says."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, leaf in sorted(leaves.items()):
+        found.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()

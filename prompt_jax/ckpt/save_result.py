@@ -1,10 +1,14 @@
 """What a finished run leaves for its user: a prompt, or a whole backbone."""
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from prompt_jax.assemble import Model, Tree, unflatten
-from prompt_jax.ckpt import load, prompt_file
+from prompt_jax.ckpt import folder as backbone_folder
+from prompt_jax.ckpt import prompt_file
+
+INIT = "prompt_init.npy"  # the first values, which `inspect` measures distances to
 
 
 def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
@@ -25,6 +29,21 @@ def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
         return save_backbone(folder, model, params, opened.vocabulary.path)
     fingerprints = (opened.fingerprint, opened.vocabulary.fingerprint)
     return save_prompt(folder, model, fingerprints, best, last)
+
+
+def save_init(folder: str, model: Model, start: dict[str, np.ndarray]) -> None:
+    """Writes `prompt_init.npy`, once: a run that goes on keeps the file of its first process.
+
+    Args:
+        folder: MODEL_DIR.
+        model: the assembled model.
+        start: the first values of the prompt's leaves; none where the method has no bank.
+    """
+    if not model.method.bank or (epath.Path(folder) / INIT).exists():
+        return
+    leaves = {path: jnp.asarray(leaf) for path, leaf in start.items()}
+    array = model.method.bank.prompts(unflatten(leaves)["prompt"])
+    prompt_file.save_array(f"{folder}/{INIT}", np.asarray(array))
 
 
 def save_prompt(
@@ -67,5 +86,5 @@ def save_backbone(folder: str, model: Model, params: Tree, vocabulary_file: str)
     path = str(epath.Path(folder) / "backbone")
     own = {name: leaf for name, leaf in params.items() if name.startswith("backbone/")}
     tree = unflatten(own)["backbone"]
-    load.save_backbone(path, tree, model.network.config, vocabulary_file)
+    backbone_folder.save(path, tree, model.network.config, vocabulary_file)
     return path

@@ -155,7 +155,7 @@ def _example(built, at: int, vocabulary, limits, slots, layout: str) -> dict[str
 
 def _pieces(row: np.ndarray, vocabulary) -> list[str]:
     """A row of tokens in words: pieces, `[slot 0..19]` and `</s>`."""
-    names, at, piece = [], 0, _piece_namer(vocabulary)
+    names, at = [], 0
     while at < len(row):
         stop = at
         while stop < len(row) and row[stop] >= SLOT0:
@@ -164,24 +164,9 @@ def _pieces(row: np.ndarray, vocabulary) -> list[str]:
             names.append(f"[slot {row[at] - SLOT0}..{row[stop - 1] - SLOT0}]")
             at = stop
             continue
-        names.append(piece(int(row[at])))
+        names.append(vocabulary.piece(int(row[at])))
         at += 1
     return names
-
-
-def _piece_namer(vocabulary):
-    """id -> how the vocabulary spells it; bytes and sentinels as they decode."""
-    if not hasattr(vocabulary, "path"):
-        return lambda token: "</s>" if token == vocabulary.eos_id else vocabulary.decode([token])
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor(model_file=vocabulary.path)
-    own = processor.get_piece_size()
-
-    def name(token: int) -> str:
-        return processor.id_to_piece(token) if token < own else vocabulary.decode([token])
-
-    return name
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from prompt_jax.slots import SLOT0
 EXTRA_IDS = 100
 PAD, EOS, UNK = 0, 1, 2
 _BYTE_OFFSET, _BYTES = 3, 256
+_SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 class ByteVocabulary:
@@ -34,6 +35,13 @@ class ByteVocabulary:
         """The text of ids up to the first EOS; slots, padding and special ids are left out."""
         shown = (i - _BYTE_OFFSET for i in _until_eos(ids))
         return bytes(i for i in shown if 0 <= i < _BYTES).decode("utf-8", errors="ignore")
+
+    def piece(self, token: int) -> str:
+        """How one id is spelled: an ASCII character, `<0xE2>` for other bytes, or `</s>`."""
+        if token < _BYTE_OFFSET:
+            return _SPECIAL[token]
+        byte = token - _BYTE_OFFSET
+        return chr(byte) if 0x20 <= byte < 0x7F else f"<0x{byte:02X}>"
 
     def seqio(self) -> Any:
         """The seqio vocabulary with the same ids."""
@@ -91,6 +99,10 @@ class SentencePiece:
         """The text of ids up to the first EOS; slots are left out, unknown ids shown as UNK."""
         return self._processor.DecodeIds([i if i < self.size else UNK for i in _until_eos(ids)])
 
+    def piece(self, token: int) -> str:
+        """How the model spells one id, e.g. `▁good`, `ing`, `</s>`, `▁<extra_id_0>`."""
+        return self._processor.IdToPiece(token)
+
     def seqio(self) -> Any:
         """The seqio vocabulary with the same ids."""
         import seqio
@@ -109,7 +121,7 @@ def load_vocabulary(path: str) -> Vocabulary:
         path: a sentencepiece model, a backbone folder that holds `spiece.model`, or `byte`.
 
     Returns:
-        An object with `encode`, `decode`, `size`, `eos_id`, `fingerprint`, `seqio()`.
+        An object with `encode`, `decode`, `piece`, `size`, `eos_id`, `fingerprint`, `seqio()`.
 
     Raises:
         UserError: nothing readable there.

@@ -1,7 +1,6 @@
 """Where prompt vectors start (Lester et al. 2021, section 3.2 and appendix B.2)."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -21,12 +20,15 @@ class Vocabulary:
         rows: token ids -> their embeddings, float32 [n, H].
         encode: text -> token ids, no EOS.
         pieces: the number of real pieces, sentinels and padding rows excluded.
+        read_prompt: path of a stored prompt, and whether one of another backbone is welcome ->
+            its vectors, float32 [P, H].
     """
 
     width: int
     rows: Callable[[list[int]], np.ndarray]
     encode: Callable[[str], list[int]]
     pieces: int
+    read_prompt: Callable[[str, bool], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +96,17 @@ class TextInit:
 
 @dataclasses.dataclass(frozen=True)
 class FileInit:
-    """The array of a `.npy` file, [P, H]."""
+    """The vectors of a stored prompt: `.npy`, ours, a PEFT adapter, T5X, or another run's.
+
+    force: also one whose file names another backbone or vocabulary.
+    """
 
     path: str
+    force: bool = False
 
     def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
         del key
-        if not pathlib.Path(self.path).is_file():
-            raise UserError(f"PROMPT_FILE {self.path}: no such file")
-        try:
-            array = np.load(self.path, allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"PROMPT_FILE {self.path}: not a plain .npy array ({error})") from error
+        array = vocabulary.read_prompt(self.path, self.force)
         expected = (length, vocabulary.width)
         if array.shape != expected:
             raise UserError(

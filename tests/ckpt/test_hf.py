@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from prompt_jax.ckpt import hf
+from prompt_jax.ckpt import hf, hf_config, tree
 from prompt_jax.errors import UserError
 from prompt_jax.testing.tiny import VARIANTS, tiny_config
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
+
+
+def shapes(config):
+    """HF's names and shapes of every tensor."""
+    return dict(hf.own(name, leaf.shape) for leaf in tree.leaves(config) for name in leaf.names)
 
 
 def fields(name):
@@ -25,32 +30,33 @@ def fields(name):
 def test_names_and_shapes_are_those_transformers_wrote(folder, variant):
     with safe_open(FIXTURES / folder / "model.safetensors", "numpy") as file:
         theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    leaves = hf.leaves(tiny_config(variant))
-    assert {name: leaf.hf_shape for leaf in leaves for name in leaf.names} == theirs
+    assert shapes(tiny_config(variant)) == theirs
 
 
 def test_shapes_are_told_apart_when_nothing_is_square():
     config = tiny_config("umt5", emb_dim=24, num_heads=3, head_dim=4, mlp_dim=40, vocab_size=50)
-    shapes = {name: leaf.hf_shape for leaf in hf.leaves(config) for name in leaf.names}
+    found = shapes(config)
     block = "decoder.block.1.layer"
-    assert shapes[f"{block}.0.SelfAttention.q.weight"] == (12, 24)
-    assert shapes[f"{block}.1.EncDecAttention.o.weight"] == (24, 12)
-    assert shapes[f"{block}.2.DenseReluDense.wi_1.weight"] == (40, 24)
-    assert shapes[f"{block}.2.DenseReluDense.wo.weight"] == (24, 40)
+    assert found[f"{block}.0.SelfAttention.q.weight"] == (12, 24)
+    assert found[f"{block}.1.EncDecAttention.o.weight"] == (24, 12)
+    assert found[f"{block}.2.DenseReluDense.wi_1.weight"] == (40, 24)
+    assert found[f"{block}.2.DenseReluDense.wo.weight"] == (24, 40)
     # umT5 has a bias in every layer of both stacks.
     bias = "layer.0.SelfAttention.relative_attention_bias.weight"
     for stack in ("encoder", "decoder"):
-        assert all(shapes[f"{stack}.block.{i}.{bias}"] == (32, 3) for i in range(2))
-    assert shapes["lm_head.weight"] == shapes["shared.weight"] == (50, 24)
+        assert all(found[f"{stack}.block.{i}.{bias}"] == (32, 3) for i in range(2))
+    assert found["lm_head.weight"] == found["shared.weight"] == (50, 24)
 
 
 def test_canonical_names_are_unstacked():
     path = ("encoder", "layers", "attention", "query", "kernel")
-    assert hf.canonical_names(path, 2) == [
+    assert tree.canonical_names(path, 2) == [
         "encoder/layers_0/attention/query/kernel",
         "encoder/layers_1/attention/query/kernel",
     ]
-    assert hf.canonical_names(("token_embedder", "embedding"), 512) == ["token_embedder/embedding"]
+    assert tree.canonical_names(("token_embedder", "embedding"), 512) == [
+        "token_embedder/embedding"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def test_canonical_names_are_unstacked():
     ],
 )
 def test_configs_of_transformers_are_read(file, tied_head, variant):
-    found = hf.from_hf(fields(file), tied_head=tied_head, place=file)
+    found = hf_config.from_hf(fields(file), tied_head=tied_head, place=file)
     assert found == tiny_config(variant)
 
 
@@ -83,7 +89,7 @@ def test_configs_of_transformers_are_read(file, tied_head, variant):
 def test_output_scaling_follows_the_family(family, written, scaled):
     config = fields("t5v11_tiny_pubcfg.json") | {"model_type": family}
     del config["tie_word_embeddings"]
-    found = hf.from_hf(config | written, tied_head=False, place="config.json")
+    found = hf_config.from_hf(config | written, tied_head=False, place="config.json")
     assert found.scale_logits == scaled
     assert found.per_layer_position_bias == (family == "umt5")
 
@@ -91,8 +97,8 @@ def test_output_scaling_follows_the_family(family, written, scaled):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_we_write_we_read_and_both_transformers_read(variant):
     config = tiny_config(variant, dropout_rate=0.1)
-    written = json.loads(json.dumps(hf.to_hf(config)))
-    assert hf.from_hf(written, tied_head=config.tied_head, place="x") == config
+    written = json.loads(json.dumps(hf_config.to_hf(config)))
+    assert hf_config.from_hf(written, tied_head=config.tied_head, place="x") == config
     # transformers 4 unties and scales by this field; transformers 5 scales T5 by the second.
     assert written["tie_word_embeddings"] is config.tied_head
     assert written["scale_decoder_outputs"] is config.scale_logits
@@ -112,12 +118,12 @@ def test_other_models_are_refused(change, message):
     config = fields("t5v11_tiny/config.json") | change
     config = {name: value for name, value in config.items() if value is not None}
     with pytest.raises(UserError, match=message):
-        hf.from_hf(config, tied_head=False, place="config.json")
+        hf_config.from_hf(config, tied_head=False, place="config.json")
 
 
 def test_leaves_cover_each_path_once():
     for variant in VARIANTS:
-        paths = [leaf.path for leaf in hf.leaves(tiny_config(variant))]
+        paths = [leaf.path for leaf in tree.leaves(tiny_config(variant))]
         assert len(paths) == len(set(paths))
-        total = sum(int(np.prod(leaf.full_shape)) for leaf in hf.leaves(tiny_config(variant)))
+        total = sum(int(np.prod(leaf.full_shape)) for leaf in tree.leaves(tiny_config(variant)))
         assert 1.9e5 < total < 3e5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from prompt_jax.ckpt import hf
+from prompt_jax.ckpt import tree
 from prompt_jax.models.t5.network import T5
 from prompt_jax.slots import SLOT0
 from prompt_jax.testing import oracles
@@ -255,7 +255,7 @@ def test_initial_weights_have_t5xs_distributions(variant):
     init = jax.jit(lambda k: T5(config).init(k, batch)["params"])
     params = traverse_util.flatten_dict(init(jax.random.key(0)))
     assert {p: x.shape for p, x in params.items()} == {
-        leaf.path: leaf.full_shape for leaf in hf.leaves(config)
+        leaf.path: leaf.full_shape for leaf in tree.leaves(config)
     }
     for path, array in params.items():
         if path[-1] == "scale":

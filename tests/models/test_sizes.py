@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_jax.ckpt import hf
+from prompt_jax.ckpt import tree
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.models.t5.network import T5
 from prompt_jax.testing.tiny import tiny_batch, tiny_config
@@ -82,7 +82,7 @@ def test_parameter_count(file):
         assert found == PUBLISHED[file.stem]
     if file.stem in ROUNDED:
         assert abs(found / ROUNDED[file.stem] - 1) < 0.005
-    assert found == sum(int(np.prod(leaf.full_shape)) for leaf in hf.leaves(config))
+    assert found == sum(int(np.prod(leaf.full_shape)) for leaf in tree.leaves(config))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -90,7 +90,7 @@ def test_header_names_model_parameters_and_checkpoint(file):
     first, second = file.read_text().splitlines()[:2]
     stated = int(re.search(r"([\d,]+) parameters\.", first)[1].replace(",", ""))
     config = config_of(file)
-    assert stated == sum(int(np.prod(leaf.full_shape)) for leaf in hf.leaves(config))
+    assert stated == sum(int(np.prod(leaf.full_shape)) for leaf in tree.leaves(config))
     assert second.startswith("# Checkpoint: ")
 
 

@@ -61,8 +61,8 @@ def cross_entropy(logits, labels):
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_encoded_and_loss_are_those_of_transformers(folders, name):
     oracle = oracle_of(name)
-    config = load.read_config(folders / name)
-    params = load.load_backbone(folders / name, config)
+    config = load.open_source(folders / name).config
+    params = load.load_backbone(folders / name, config).params
     batch = batch_of(oracle)
     out = jax.jit(lambda p: T5(config).apply({"params": p}, batch))(params)
     np.testing.assert_allclose(out["logits"], oracle["logits"], atol=1e-5, rtol=1e-5)
@@ -91,8 +91,8 @@ def prompt_tap(prompt):
 
 def test_prompt_in_slots_is_peft_prompt_tuning(folders):
     oracle = np.load(FIXTURES / "peft_prompt10_on_t5v11_tiny.npz")
-    config = load.read_config(folders / "t5v11_tiny")
-    params = load.load_backbone(folders / "t5v11_tiny", config)
+    config = load.open_source(folders / "t5v11_tiny").config
+    params = load.load_backbone(folders / "t5v11_tiny", config).params
     batch = batch_of(oracle)
     slots = np.tile(SLOT0 + np.arange(10, dtype=np.int32), (4, 1))
     ones = np.ones_like(slots)

@@ -1,46 +1,57 @@
-"""Our network against T5X's own outputs (random weights stored in bfloat16, float32 compute)."""
+"""T5X's own checkpoints, read into our network, against T5X's own outputs (random weights)."""
 
 import pathlib
 
 import jax
 import numpy as np
-from flax import traverse_util
-from safetensors.numpy import load_file
+import pytest
 
-from prompt_jax.ckpt import hf
+from prompt_jax.ckpt import load, tree
 from prompt_jax.models.t5.network import T5
 from prompt_jax.testing.tiny import tiny_config
 
-FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
+FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures" / "t5x"
+FORMS = ("zarr", "mixed", "msgpack", "bf16")
 
 
-def t5x_params(config):
-    """The fixture's unstacked T5X tensors as our stacked float32 tree."""
-    tensors = load_file(FIXTURES / "t5x_v11_tiny.safetensors")
-    flat = {}
-    for leaf in hf.leaves(config):
-        names = hf.canonical_names(leaf.path, len(leaf.names))
-        arrays = [tensors.pop(name).astype(np.float32) for name in names]
-        flat[leaf.path] = np.stack(arrays) if leaf.stacked else arrays[0]
-    assert not tensors, f"T5X tensors without a place in our tree: {sorted(tensors)}"
-    return traverse_util.unflatten_dict(flat)
-
-
-def test_logits_are_t5x_logits():
-    config = tiny_config()
-    oracle = np.load(FIXTURES / "t5x_v11_tiny.npz")
+@pytest.fixture(scope="module")
+def apply():
+    """Encoder output and logits of the oracle's batch, compiled once."""
+    oracle = np.load(FIXTURES / "oracle.npz")
     batch = {
         "encoder_input_tokens": oracle["encoder_input_tokens"],
         "encoder_segment_ids": (oracle["encoder_input_tokens"] > 0).astype(np.int32),
         "decoder_input_tokens": oracle["decoder_input_tokens"],
         "decoder_segment_ids": (oracle["decoder_target_tokens"] > 0).astype(np.int32),
     }
-    params = t5x_params(config)
-    logits = jax.jit(lambda p: T5(config).apply({"params": p}, batch)["logits"])(params)
+    return jax.jit(lambda params: T5(tiny_config()).apply({"params": params}, batch))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_are_t5x_logits(apply, form):
+    oracle = np.load(FIXTURES / "oracle.npz")
+    loaded = load.load_backbone(FIXTURES / form, tiny_config())
+    out = apply(loaded.params)
     real = oracle["decoder_target_tokens"] > 0
+    expected = oracle["logits_bf16_weights" if form == "bf16" else "logits"]
     np.testing.assert_allclose(
-        np.asarray(logits)[real], oracle["logits_bf16_weights"][real], atol=1e-5, rtol=1e-5
+        np.asarray(out["logits"])[real], expected[real], atol=1e-5, rtol=1e-5
     )
+    if form != "bf16":
+        real = oracle["encoder_input_tokens"] > 0
+        np.testing.assert_allclose(
+            np.asarray(out["encoded"])[real], oracle["encoded"][real], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_sizes_are_read_from_the_checkpoint():
+    config = load.open_source(FIXTURES / "zarr").config
+    assert config == tiny_config(dropout_rate=config.dropout_rate)
+
+
+def test_forms_of_one_checkpoint_have_one_fingerprint():
+    found = {form: load.load_backbone(FIXTURES / form).fingerprint for form in FORMS}
+    assert found["zarr"] == found["mixed"] == found["msgpack"] != found["bf16"]
 
 
 def test_parameter_tree_is_t5x_tree():
@@ -56,8 +67,10 @@ def test_parameter_tree_is_t5x_tree():
     }
     shapes = jax.eval_shape(lambda: T5(config).init(jax.random.key(0), batch)["params"])
     ours = {}
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        path = tuple(key.key for key in path)
         shape = leaf.shape[1:] if "layers" in path else leaf.shape
-        ours |= dict.fromkeys(hf.canonical_names(path, leaf.shape[0]), shape)
-    theirs = load_file(FIXTURES / "t5x_v11_tiny.safetensors")
-    assert ours == {name: array.shape for name, array in theirs.items()}
+        ours |= dict.fromkeys(tree.canonical_names(path, leaf.shape[0]), shape)
+    theirs = load.open_source(FIXTURES / "zarr")
+    assert ours == {name: tensor.shape for name, tensor in theirs.tensors.items()}
+    assert not theirs.unknown

@@ -1,5 +1,7 @@
 """Inits give the vectors that the paper describes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -69,17 +71,18 @@ def test_text_is_cut_or_filled_up():
         TextInit("nothing known")(KEY, 2, VOCABULARY)
 
 
-def test_file_is_taken_as_it_is(tmp_path):
-    path = str(tmp_path / "prompt.npy")
-    np.save(path, TABLE[:3])
-    np.testing.assert_array_equal(FileInit(path)(KEY, 3, VOCABULARY), TABLE[:3])
+def test_file_is_taken_as_it_is():
+    asked = []
+
+    def read_prompt(path, force):
+        asked.append((path, force))
+        return TABLE[:3]
+
+    vocabulary = dataclasses.replace(VOCABULARY, read_prompt=read_prompt)
+    np.testing.assert_array_equal(FileInit("p.npy")(KEY, 3, vocabulary), TABLE[:3])
     with pytest.raises(UserError, match=r"\(3, 6\).*\(4, 6\)"):
-        FileInit(path)(KEY, 4, VOCABULARY)
-    with pytest.raises(UserError, match="no such file"):
-        FileInit(path + "x")(KEY, 3, VOCABULARY)
-    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="plain"):
-        FileInit(path)(KEY, 3, VOCABULARY)
+        FileInit("p.npy", force=True)(KEY, 4, vocabulary)
+    assert asked == [("p.npy", False), ("p.npy", True)]
 
 
 def test_bank_refuses_an_empty_prompt():

@@ -1,0 +1,124 @@
+"""Prompts in any of their four forms: ours, `.npy`, a T5X variable, a PEFT adapter."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from prompt_jax.ckpt import folder as folders
+from prompt_jax.ckpt import peft, prompt_file, t5x
+from prompt_jax.ckpt.paths import PathLike, resolve_path
+from prompt_jax.ckpt.prompt_file import PromptFile
+from prompt_jax.ckpt.source import Tensor
+from prompt_jax.errors import UserError
+
+log = logging.getLogger("prompt_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Input vectors, wherever they came from.
+
+    Attributes:
+        array: float32 [P, H].
+        path: the file or folder.
+        file: what our own format says beside them; None for the others.
+    """
+
+    array: np.ndarray
+    path: str
+    file: PromptFile | None = None
+
+
+def is_prompt(path: PathLike) -> bool:
+    """Whether `read` would take it for a prompt, by its name and the files in it."""
+    place = resolve_path(path)
+    if place.suffix in (".npy", ".safetensors"):
+        return True
+    return peft.is_adapter(place) or place.name.startswith("target.encoder.prompt")
+
+
+def read(path: PathLike) -> Prompt:
+    """Reads a prompt.
+
+    Args:
+        path: `.npy`, `.safetensors` (ours), a PEFT adapter's folder, a T5X checkpoint that holds
+            `target/encoder/prompt/prompt/prompt` or that variable's own folder, or a MODEL_DIR.
+
+    Returns:
+        The prompt in float32; what is lost in the cast, if anything, is logged.
+
+    Raises:
+        UserError: nothing readable there; damaged; a method that does not fold into inputs.
+    """
+    place, file = resolve_path(path), None
+    if (place / "prompt.safetensors").exists():
+        place = place / "prompt.safetensors"
+    if place.suffix == ".npy":
+        stored = prompt_file.load_array(str(place))
+    elif place.suffix == ".safetensors":
+        file = prompt_file.load(str(place))
+        stored = input_vectors(str(place), file)
+    elif peft.is_adapter(place):
+        stored = peft.read(place)
+    elif t5x.is_checkpoint(place) or (place / ".zarray").exists():
+        stored = t5x.read_prompt(place)
+    else:
+        raise UserError(
+            f"prompt {path}: no .npy or .safetensors file, PEFT adapter or T5X checkpoint"
+        )
+    if stored.ndim != 2 or not stored.size:
+        raise UserError(f"prompt {path}: shape {list(stored.shape)}, expected [P, H]")
+    array = np.asarray(stored, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"prompt {path}: holds numbers that are not finite in float32")
+    lost = float(np.abs(array - stored.astype(np.float64)).max())
+    if lost:
+        log.info("prompt %s: %s to float32, largest difference %.1e", path, stored.dtype, lost)
+    return Prompt(array, str(place), file)
+
+
+def input_vectors(path: PathLike, file: PromptFile) -> np.ndarray:
+    """The `[P, H]` array of a prompt file.
+
+    Raises:
+        UserError: its method has other leaves.
+    """
+    if set(file.leaves) != {prompt_file.ENCODER}:
+        raise UserError(
+            f"prompt {path}: holds {sorted(file.leaves)}, expected [{prompt_file.ENCODER!r}]"
+        )
+    return file.leaves[prompt_file.ENCODER]
+
+
+def write_peft(path: PathLike, prompt: Prompt, base_model: str | None) -> None:
+    """Writes a PEFT adapter's folder."""
+    fill: Callable = lambda fresh: peft.write(fresh, prompt.array, base_model)  # noqa: E731
+    folders.replace(path, fill, kept=peft.CONFIG)
+
+
+def write_t5x(path: PathLike, prompt: Prompt) -> None:
+    """Writes a T5X checkpoint that holds `target/encoder/prompt/prompt/prompt` alone."""
+    array = prompt.array
+    tensor = Tensor(array.shape, array.dtype, lambda index: array[index])
+    folders.replace(path, lambda fresh: t5x.write(fresh, {t5x.PROMPT: tensor}), kept=t5x.FILE)
+
+
+def write_npy(path: PathLike, prompt: Prompt) -> None:
+    """Writes a `.npy` file."""
+    prompt_file.save_array(str(path), prompt.array)
+
+
+def write_ours(path: PathLike, prompt: Prompt, backbone: str, vocabulary: str) -> None:
+    """Writes our prompt file.
+
+    Args:
+        path: `.safetensors`.
+        prompt: what to write.
+        backbone: fingerprint of the backbone it belongs to.
+        vocabulary: fingerprint of the vocabulary.
+    """
+    method = prompt.file.method if prompt.file else "prompt_tuning"
+    leaves = {prompt_file.ENCODER: prompt.array}
+    prompt_file.save(str(path), PromptFile(leaves, method, len(prompt.array), backbone, vocabulary))
