@@ -33,10 +33,10 @@ demo: .venv/.installed
 	$(BIN)/python tools/demo.py --out out/demo $(if $(CONTROL),--control)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "not slow and not live_parity"
 
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "slow and not live_parity"
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ def neighbours(
         count: how many; less where the table has fewer rows.
 
     Returns:
-        (rows, cosines), both [P, min(count, V)], best first; of equals the lower row.
+        (rows, cosines), both [P, min(count, V)], best first.
 
     Source: Lester et al. 2021, section 7.
     """

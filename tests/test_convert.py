@@ -222,3 +222,36 @@ def test_two_prompts_of_one_name_are_not_written_over_each_other(tmp_path, promp
     assert convert(*both, f"--to={tmp_path}/out/{{name}}.npy") == 2
     assert "a.npy" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_from_t5x_to_peft(tmp_path):
+    """README: a T5X checkpoint, a run on it, its prompt as a PEFT adapter."""
+    assert convert(f"--from={MICRO}", f"--to=t5x:{tmp_path}/checkpoint_1") == 0
+    vocabulary = "prompt_jax:vocabulary/micro.model"
+    flags = [f"--from=t5x:{tmp_path}/checkpoint_1", f"--to={tmp_path}/t5"]
+    assert convert(*flags, f"--vocabulary={vocabulary}", "--check") == 0
+    starts = {"a": f"{tmp_path}/t5", "b": f"t5x:{tmp_path}/checkpoint_1"}
+    for run, start in starts.items():
+        command = ["train", "--gin_file=models/micro_xs.gin"]
+        command += ["--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/prompt_tune.gin"]
+        bindings = {
+            "INITIAL_CHECKPOINT_PATH": repr(start),
+            "Backbone.vocabulary": repr(vocabulary),
+            "MIXTURE_OR_TASK_NAME": "'micro_sentiment'",
+            "TASK_FEATURE_LENGTHS": "{'inputs': 48, 'targets': 4}",
+            "MODEL_DIR": repr(f"{tmp_path}/{run}"),
+            "PROMPT_LENGTH": 4,
+            "TRAIN_STEPS": 2,
+            "BATCH_SIZE": 8,
+            "EVAL_STEPS": 1,
+            "Parallel.data": 1,
+        }
+        command += [f"--gin.{name}={value}" for name, value in bindings.items()]
+        assert main(command) == 0
+    flags = [f"--from={tmp_path}/a", f"--to=peft:{tmp_path}/adapter"]
+    assert convert(*flags, f"--base_model={tmp_path}/t5") == 0
+    prompt = np.load(tmp_path / "a" / "prompt.npy")
+    np.testing.assert_array_equal(prompts.read(tmp_path / "adapter").array, prompt)
+    np.testing.assert_array_equal(np.load(tmp_path / "b" / "prompt.npy"), prompt)
+    records = [json.loads((tmp_path / run / "record.json").read_text()) for run in starts]
+    assert records[0]["backbone"]["fingerprint"] == records[1]["backbone"]["fingerprint"]

@@ -23,6 +23,7 @@ ASSETS = pathlib.Path(__file__).resolve().parent.parent / "prompt_jax" / "assets
 class Stage:
     """One run of pretraining: its mixture, steps of `batch` examples and peak rate.
 
+    embeddings: rate of the embedding table and the position biases, in kernels' rates.
     steady: the rate stays, instead of falling to a tenth. inputs: length of an example.
     """
 
@@ -31,6 +32,7 @@ class Stage:
     steps: int
     batch: int
     rate: float
+    embeddings: float = 10.0
     steady: bool = False
     inputs: int = 64
     run: str = "instruct"
@@ -43,7 +45,7 @@ class Stage:
             f"TRAIN_STEPS={self.steps}",
             f"BATCH_SIZE={self.batch}",
             f"LEARNING_RATE={self.rate}",
-            f"EMBEDDING_RATE={10 * self.rate}",
+            f"EMBEDDING_RATE={self.embeddings * self.rate:.3g}",
             f"AdamW.end_rate={1.0 if self.steady else 0.1}",
             f"TASK_FEATURE_LENGTHS={{'inputs': {self.inputs}, 'targets': {self.targets}}}",
             f"WARMUP_STEPS={min(200, self.steps // 4) if self.run == 'pretrain' else 50}",
@@ -52,15 +54,18 @@ class Stage:
         ]
 
 
-def _language(steps: int) -> Stage:
-    return Stage("language", "micro_language", steps, 128, 2e-3, run="pretrain", targets=40)
+def _language(steps: int, rate: float = 2e-3, embeddings: float = 10.0) -> Stage:
+    run = {"run": "pretrain", "targets": 40, "embeddings": embeddings}
+    return Stage("language", "micro_language", steps, 128, rate, **run)
 
 
-def _cues(steps: int, rate: float = 1e-3) -> Stage:
-    return Stage("cues", "micro_cues", steps, 64, rate, steady=True, inputs=16)
+def _cues(steps: int, rate: float = 1e-3, embeddings: float = 10.0) -> Stage:
+    rates = {"rate": rate, "embeddings": embeddings, "steady": True}
+    return Stage("cues", "micro_cues", steps, 64, inputs=16, **rates)
 
 
-# A wider model wants smaller rates: at 1e-3 micro_m learns no cue in 1,200 steps, at 3e-4 it does.
+# A wider model wants smaller rates for its kernels: at micro_xs' rates micro_m's attention
+# saturates during the language stage, and it learns no cue afterwards.
 RECIPES = {
     "micro_xs": (
         _language(600),
@@ -78,11 +83,11 @@ RECIPES = {
         Stage("moods", "micro_moods", 2500, 128, 1.5e-3),
     ),
     "micro_m": (
-        _language(600),
-        _cues(1200, 3e-4),
-        Stage("words", "micro_words", 200, 256, 3e-4),
-        Stage("labels", "micro_labels", 1500, 128, 4e-4),
-        Stage("moods", "micro_moods", 3000, 128, 4e-4),
+        _language(600, 6e-4, 30.0),
+        _cues(1200, 4e-4, 20.0),
+        Stage("words", "micro_words", 200, 256, 4e-4, 20.0),
+        Stage("labels", "micro_labels", 1000, 128, 5e-4, 20.0),
+        Stage("moods", "micro_moods", 3000, 128, 5e-4, 20.0),
     ),
 }
 

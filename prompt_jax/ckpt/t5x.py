@@ -5,6 +5,7 @@ with TensorStore, in parts; the optimizer's state is not read. Source: t5x/check
 t5x/examples/{t5,scalable_t5}/network.py.
 """
 
+import functools
 import mmap
 import pathlib
 import re
@@ -31,8 +32,12 @@ _MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # first byte of a msgpack map
 
 
 def is_checkpoint(folder: epath.Path) -> bool:
-    """Whether a folder looks like a T5X checkpoint."""
-    return (folder / FILE).exists()
+    """Whether a folder looks like a T5X checkpoint.
+
+    Raises:
+        UserError: a bucket that cannot be read.
+    """
+    return _remote(folder) is not None if "://" in str(folder) else (folder / FILE).exists()
 
 
 def open_checkpoint(folder: epath.Path) -> Source:
@@ -162,12 +167,18 @@ def _bytes(folder: epath.Path):
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / FILE}: cannot be read ({error})") from error
+    return _remote(folder)
+
+
+def _remote(folder: epath.Path) -> bytes | None:
+    """The msgpack file of a bucket, if it is there."""
     import tensorstore
 
-    found = tensorstore.KvStore.open(kvstore(folder)).result().read(FILE).result()
-    if found.state != "value":
-        raise UserError(f"{folder / FILE}: no such file")
-    return found.value
+    try:
+        found = tensorstore.KvStore.open(kvstore(folder)).result().read(FILE).result()
+    except Exception as error:
+        raise UserError(f"{folder / FILE}: cannot be read ({_line(error)})") from error
+    return found.value if found.state == "value" else None
 
 
 def _walk(data, folder: epath.Path):
@@ -234,12 +245,11 @@ def _zarr(folder: epath.Path, name: str) -> Tensor:
     """A zarr array; a chunk that is missing or damaged is an error when it is read."""
     import tensorstore
 
-    if not (folder / ".zarray").exists() and "://" not in str(folder):
+    if "://" not in str(folder) and not (folder / ".zarray").exists():
         raise UserError(f"{folder / '.zarray'}: no such file ({name} is stored there)")
     spec = {"driver": "zarr", "kvstore": kvstore(folder), "fill_missing_data_reads": False}
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     try:
-        store = tensorstore.open(spec, read=True, open=True, context=context).result()
+        store = tensorstore.open(spec, read=True, open=True, context=_context()).result()
         dtype = np.dtype(store.dtype.numpy_dtype)
     except Exception as error:
         raise UserError(f"{folder}: {name} cannot be opened ({_line(error)})") from error
@@ -253,6 +263,14 @@ def _zarr(folder: epath.Path, name: str) -> Tensor:
             raise UserError(f"{folder}: {name} is damaged ({_line(error)})") from error
 
     return Tensor(tuple(store.shape), dtype, read)
+
+
+@functools.cache
+def _context():
+    """One pool of decoded chunks for all arrays."""
+    import tensorstore
+
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
 
 
 def _line(error: Exception) -> str:

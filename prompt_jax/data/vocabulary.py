@@ -5,11 +5,11 @@
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from prompt_jax.errors import UserError
 from prompt_jax.slots import SLOT0
@@ -72,8 +72,7 @@ class SentencePiece:
 
         self.path = path
         try:
-            with open(path, "rb") as file:
-                serialized = file.read()
+            serialized = epath.Path(path).read_bytes()
             model = sentencepiece_model_pb2.ModelProto.FromString(serialized)
         except Exception as error:  # protobuf's DecodeError has moved between its versions
             raise UserError(f"vocabulary {path!r} is not a sentencepiece model: {error}") from error
@@ -129,11 +128,15 @@ def load_vocabulary(path: str) -> Vocabulary:
     path = str(path)
     if path == "byte":
         return ByteVocabulary()
-    if os.path.isdir(path):
-        path = os.path.join(path, "spiece.model")
-    if not os.path.isfile(path):
-        raise UserError(f"vocabulary {path!r} does not exist; give a .model file or 'byte'")
-    return SentencePiece(path)
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / "spiece.model"
+    if not file.is_file():
+        raise UserError(
+            f"vocabulary {str(file)!r} does not exist; give a .model file or 'byte' "
+            "(--gin.Backbone.vocabulary)"
+        )
+    return SentencePiece(str(file))
 
 
 def check_fits(vocabulary: Vocabulary, rows: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from prompt_jax.ckpt import fingerprint, hf, load, paths
+from prompt_jax.ckpt import fingerprint, hf, load
 from prompt_jax.ckpt import folder as folders
 from prompt_jax.errors import UserError
 from prompt_jax.testing.tiny import VARIANTS, tiny_config, tiny_params
@@ -261,11 +261,3 @@ def test_saving_another_tree_is_refused(tmp_path):
     params = tiny_params(tiny_config("t5_1_0"))
     with pytest.raises(UserError, match="decoder/logits_dense/kernel"):
         folders.save(tmp_path / "out", params, tiny_config(), None)
-
-
-def test_paths_of_packaged_assets(tmp_path):
-    assert str(paths.resolve_path(tmp_path)) == str(tmp_path)
-    assert str(paths.resolve_path("gs://bucket/model")) == "gs://bucket/model"
-    for bad in ("prompt_jax:nothing_like_it", "prompt_jax:../ckpt"):
-        with pytest.raises(UserError, match="no such packaged asset"):
-            paths.resolve_path(bad)

@@ -86,3 +86,14 @@ def test_no_vocabulary_is_one_line(tmp_path):
     broken.write_bytes(b"not a model at all")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         vocabulary.load_vocabulary(str(broken))
+
+
+def test_pieces_are_spelled(spm_path):
+    words = vocabulary.load_vocabulary(spm_path)
+    assert [words.piece(i) for i in range(3)] == ["<pad>", "</s>", "<unk>"]
+    assert "".join(map(words.piece, words.encode("good film"))) == "▁good▁film"
+    assert words.piece(words.size - 1) == "▁<extra_id_0>"
+    byte = vocabulary.load_vocabulary("byte")
+    assert [byte.piece(i) for i in range(3)] == ["<pad>", "</s>", "<unk>"]
+    spelled = [byte.piece(i) for i in byte.encode("a b\nż")]
+    assert spelled == ["a", " ", "b", "<0x0A>", "<0xC5>", "<0xBC>"]
