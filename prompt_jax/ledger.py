@@ -74,7 +74,7 @@ class Clock:
 
 @dataclasses.dataclass
 class Record:
-    """The fields of DESIGN section 6; metrics are fractions 0..1."""
+    """What a run was, cost and gave; metrics are fractions 0..1, `files` are SHA-256."""
 
     run: str
     method: str
@@ -93,6 +93,7 @@ class Record:
     best: dict[str, Any] | None = None
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
     prompt_file: str | None = None
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
     status: str = "ok"
     reason: str | None = None
 
@@ -106,9 +107,11 @@ class Record:
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
-    def write(self, path: str) -> None:
-        """Writes the record, atomically."""
-        write_bytes(epath.Path(path), json.dumps(self.as_dict(), indent=1).encode())
+    def write(self, path: str) -> dict[str, Any]:
+        """Writes the record, atomically, and returns it."""
+        written = self.as_dict()
+        write_bytes(epath.Path(path), json.dumps(written, indent=1).encode())
+        return written
 
 
 def read(path: str) -> dict[str, Any]:

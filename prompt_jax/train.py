@@ -172,6 +172,7 @@ def run(resolved) -> dict[str, Any]:
         record.prompt_file = save_result.save(
             run.model_dir, model, opened, state.trainable, last_trainable
         )
+        record.files = save_result.digests(run.model_dir)
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, Interrupted) else "failed"
         record.reason = str(error) or type(error).__name__
@@ -183,10 +184,10 @@ def run(resolved) -> dict[str, Any]:
         progress.fill(record)
         with contextlib.nullcontext() if record.status == "ok" else contextlib.suppress(OSError):
             if jax.process_index() == 0:
-                record.write(f"{run.model_dir}/record.json")
+                written = record.write(f"{run.model_dir}/record.json")
     store.close()
     print(summary(record, run.model_dir))
-    return record.as_dict()
+    return written if jax.process_index() == 0 else record.as_dict()
 
 
 def check(run: Run) -> None:

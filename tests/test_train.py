@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from prompt_jax import train
-from prompt_jax.ckpt import prompt_file
+from prompt_jax.ckpt import prompt_file, prompts
 from prompt_jax.config import resolve
 from prompt_jax.data.layout import Accounting
 from prompt_jax.errors import RunFailed, UserError
@@ -74,6 +75,23 @@ def test_a_run_writes_what_it_promises(finished):
     assert set(record["seconds"]) == {"total", "compile", "train", "eval", "data_wait"}
     assert np.load(folder / "prompt.npy").shape == (4, 16)
     assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_prompt_that_is_not_the_record_s_is_refused(finished, tmp_path):
+    folder, record = finished
+    names = {"prompt.npy", "prompt_last.npy", "prompt_init.npy", "prompt.safetensors"}
+    assert set(record["files"]) == names
+    shutil.copytree(folder, tmp_path / "copy")
+    for name in names:
+        file = tmp_path / "copy" / name
+        prompts.read(file)
+        whole = bytearray(file.read_bytes())
+        whole[-1] ^= 1
+        file.write_bytes(bytes(whole))
+        with pytest.raises(UserError, match=f"{name}: is "):
+            prompts.read(file)
+    shutil.move(tmp_path / "copy" / "prompt.npy", tmp_path / "mine.npy")
+    prompts.read(tmp_path / "mine.npy")
 
 
 def test_only_the_prompt_is_on_disk(finished):

@@ -7,6 +7,7 @@ those of the files: they are summed before any cast to another storage dtype.
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,30 @@ def of_tree(params: dict) -> str:
         names = canonical_names(path, leaf.shape[0])
         found |= {name: digest(shape, row) for name, row in zip(names, rows, strict=True)}
     return combine(found)
+
+
+def of_state(state: Any) -> str:
+    """The fingerprint of any tree of arrays, sharded or not: of a run's state.
+
+    Args:
+        state: floats and 32-bit integers.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    found = _all_sums([leaf for _, leaf in leaves])
+    return combine(
+        {
+            jax.tree_util.keystr(path): digest(leaf.shape, np.asarray(row))
+            for (path, leaf), row in zip(leaves, found, strict=True)
+        }
+    )
+
+
+@jax.jit
+def _all_sums(leaves: list[Array]) -> list[Array]:
+    return [sums(leaf) for leaf in leaves]
 
 
 def digest(shape: tuple[int, ...], sums_: np.ndarray) -> str:
@@ -75,7 +100,9 @@ def _stacked_sums(leaf: Array) -> UInt32[Array, "L 2"]:
 
 
 def _bits(x: Array) -> Array:
-    """The float32 bits of a number; a bfloat16 is the upper half of one."""
+    """The float32 bits of a number; a bfloat16 is the upper half of one. Integers are bits."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype(jnp.uint32)
     if x.dtype == jnp.bfloat16:
         return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
     return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)

@@ -14,6 +14,7 @@ from prompt_jax import __version__
 from prompt_jax.errors import UserError
 
 FORMAT = "1"
+RECORD = "record.json"  # of the run in whose MODEL_DIR a prompt lies
 ENCODER = "prompt/encoder"  # the leaf of a prompt that is input vectors
 
 
@@ -122,11 +123,12 @@ def load_array(path: str) -> np.ndarray:
     """Reads a `.npy` file; its header is checked against its size before anything is allocated.
 
     Raises:
-        UserError: no such file, damaged, or a pickle.
+        UserError: no such file, damaged, a pickle, or not what the run there has written.
     """
     file = epath.Path(path)
     if not file.is_file():
         raise UserError(f"prompt {path}: no such file")
+    _check_record(file)
     data = io.BytesIO(file.read_bytes())
     try:
         version = np.lib.format.read_magic(data)
@@ -146,6 +148,27 @@ def load_array(path: str) -> np.ndarray:
         raise UserError(f"prompt {path}: is damaged: {stored} bytes are not {list(shape)} {dtype}")
     data.seek(0)
     return np.load(data, allow_pickle=False)
+
+
+def file_digest(file: epath.Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _check_record(file: epath.Path) -> None:
+    """Refuses a file of a finished run that is not what the run's record names."""
+    record = file.parent / RECORD
+    if not record.exists():
+        return
+    try:
+        expected = json.loads(record.read_text()).get("files", {}).get(file.name)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{record}: is damaged ({error})") from error
+    if expected not in (None, file_digest(file)):
+        raise UserError(
+            f"prompt {file}: is not what the run wrote ({record}); copy it anew, or move it "
+            "elsewhere to use it as it is"
+        )
 
 
 def _digest(metadata: dict[str, str], leaves: dict[str, np.ndarray]) -> str:

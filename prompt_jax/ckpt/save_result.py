@@ -71,6 +71,12 @@ def save_prompt(
     return path
 
 
+def digests(folder: str) -> dict[str, str]:
+    """SHA-256 of the prompts that a run has written, for its record."""
+    files = sorted(epath.Path(folder).glob("prompt*"))
+    return {file.name: prompt_file.file_digest(file) for file in files}
+
+
 def save_backbone(folder: str, model: Model, params: Tree, vocabulary_file: str) -> str:
     """Writes `backbone/`, an HF T5 folder with the weights of the best checkpoint.
 

@@ -4,13 +4,16 @@ Orbax is imported where it is used: `prompt-jax explain` must not pay its two se
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from typing import Any
 
 import jax
 from etils import epath
 
-from prompt_jax.errors import RunFailed
+from prompt_jax.ckpt import fingerprint
+from prompt_jax.errors import RunFailed, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Store:
             directory: `MODEL_DIR/checkpoints`, local or gs://.
             keep_latest: how many of the newest steps stay.
             keep_best: how many of the best steps stay, whatever their age.
+
+        Raises:
+            UserError: a damaged checkpoint is there.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as managers
@@ -49,18 +55,23 @@ class Store:
         # Orbax takes absolute paths only.
         remote = "://" in directory
         self.directory = epath.Path(directory if remote else os.path.abspath(directory))
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(
-                    [managers.LatestN(keep_latest), best]
-                ),
-                best_fn=lambda metrics: metrics["value"],
-                cleanup_tmp_directories=True,
-                save_root_metadata=False,
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy(
+                [managers.LatestN(keep_latest), best]
             ),
-            item_names=("state", "extra"),
+            best_fn=lambda metrics: metrics["value"],
+            cleanup_tmp_directories=True,
+            save_root_metadata=False,
         )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("state", "extra")
+            )
+        except ValueError as error:  # the metrics of a step are no JSON
+            raise UserError(
+                f"{self.directory}: the metrics of a checkpoint are damaged ({error}); remove its "
+                "folder to go on from the others"
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -84,13 +95,16 @@ class Store:
         Raises:
             RunFailed: this or the previous save could not be written.
         """
+        value = None if value is None else float(value)
+        extra = {**extra, "state_digest": fingerprint.of_state(state), "value": value}
+        extra["digest"] = _digest(extra)
         try:
             self._manager.save(
                 step,
                 args=self._args.Composite(
                     state=self._args.StandardSave(state), extra=self._args.JsonSave(extra)
                 ),
-                metrics=None if value is None else {"value": float(value)},
+                metrics=None if value is None else {"value": value},
                 force=True,
             )
         except Exception as error:
@@ -109,24 +123,37 @@ class Store:
             raise self.failure(None, error) from error
 
     def restore(self, step: int, template: Any) -> Restored:
-        """Reads a step into the shapes, dtypes and shardings of `template`."""
+        """Reads a step into the shapes, dtypes and shardings of `template`.
+
+        Raises:
+            UserError: it is damaged: not what was saved.
+        """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
         )
-        read = self._manager.restore(
-            step,
-            args=self._args.Composite(
-                state=self._args.StandardRestore(abstract), extra=self._args.JsonRestore()
-            ),
-        )
-        return Restored(read["state"], read["extra"])
+        try:
+            read = self._manager.restore(
+                step,
+                args=self._args.Composite(
+                    state=self._args.StandardRestore(abstract), extra=self._args.JsonRestore()
+                ),
+            )
+        except Exception as error:
+            raise self._damaged(step, f" ({str(error).splitlines()[0][:200]})") from error
+        extra = dict(read["extra"])
+        if extra.pop("digest", None) != _digest(extra):
+            raise self._damaged(step, "")
+        metrics = self._manager.metrics(step) or {}
+        state_digest, value = extra.pop("state_digest"), extra.pop("value")
+        if state_digest != fingerprint.of_state(read["state"]) or value != metrics.get("value"):
+            raise self._damaged(step, "")
+        return Restored(read["state"], extra)
 
-    def extra(self, step: int) -> dict:
-        """The JSON of a step alone."""
-        read = self._manager.restore(
-            step, args=self._args.Composite(extra=self._args.JsonRestore())
+    def _damaged(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"{self.directory / str(step)}: is damaged: not what was saved{why}; "
+            "remove that folder to go on from the checkpoint before it"
         )
-        return read["extra"]
 
     def close(self) -> None:
         """Waits for saves and stops Orbax's threads."""
@@ -144,3 +171,8 @@ class Store:
         at = "" if step is None else f" at step {step}"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         return RunFailed(f"writing to {self.directory.parent} failed{at}: {reason}; {last}")
+
+
+def _digest(extra: dict) -> str:
+    """SHA-256 of the JSON beside a state."""
+    return hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
