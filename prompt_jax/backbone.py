@@ -24,9 +24,9 @@ class Backbone:
 
     Attributes:
         config: sizes and dtypes.
-        checkpoint: a backbone folder (INITIAL_CHECKPOINT_PATH), or prompt_jax:NAME for an
-            embedded one.
-        vocabulary: a sentencepiece model; by default the one in the backbone folder.
+        checkpoint: a T5X checkpoint, a Hugging Face folder or ours (INITIAL_CHECKPOINT_PATH):
+            local, `gs://`, `hf:ORG/NAME` in the hub's cache, or prompt_jax:NAME, an embedded one.
+        vocabulary: a sentencepiece model or `byte`; by default the one beside the weights.
         random_weights: weights from the initialiser, drawn with `seed`, instead of the
             checkpoint's (the start of pretraining, and the control of the demo).
         seed: of the random weights.

@@ -1,6 +1,8 @@
 """`make demo`: a prompt for the embedded backbone, next to what needs no prompt.
 
-Thin: every number comes from `prompt-jax train` and its record.
+Thin: every number comes from `prompt-jax train` and its record. Another task or size:
+
+    python tools/demo.py --out out/sst2 --model micro_m --gin.MIXTURE_OR_TASK_NAME="'sst2'" ...
 """
 
 import argparse
@@ -18,16 +20,16 @@ from prompt_jax.report import bag_of_words, draw_curve
 
 FLAGS = [
     "train",
-    "--gin_file=models/micro_s.gin",
     "--gin_file=methods/prompt_tuning.gin",
     "--gin_file=runs/demo.gin",
     "--gin.PROMPT_LENGTH=20",
 ]
 
 
-def train(model_dir: pathlib.Path, *bindings: str) -> dict:
-    """One `prompt-jax train`; its record."""
-    flags = [*FLAGS, f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{b}" for b in bindings)]
+def train(model_dir: pathlib.Path, given: list[str], *bindings: str) -> dict:
+    """One `prompt-jax train` with the `given` flags; its record."""
+    flags = [*FLAGS, *given, f"--gin.MODEL_DIR='{model_dir}'"]
+    flags += [f"--gin.{binding}" for binding in bindings]
     print("\n$ prompt-jax", " ".join(flags), flush=True)
     code = prompt_jax_main(flags)
     if code:
@@ -49,25 +51,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/demo")
     parser.add_argument("--control", action="store_true", help="also on random weights")
-    args = parser.parse_args()
+    parser.add_argument("--model", default="micro_s")
+    args, given = parser.parse_known_args()
     out = pathlib.Path(args.out)
+    given = [f"--gin_file=models/{args.model}.gin", *given]
 
-    untrained = train(out / "untrained", "TRAIN_STEPS=0")
-    record = train(out)
+    untrained = train(out / "untrained", given, "TRAIN_STEPS=0")
+    record = train(out, given)
+    split = list(record["metrics"])[-1]  # the last that the run evaluates
     predictor = prompt_jax.load(str(out))
-    train_split, test = (texts_and_labels(predictor, split) for split in ("train", "test"))
+    train_split, test = (texts_and_labels(predictor, name) for name in ("train", split))
     majority = collections.Counter(test[1]).most_common(1)[0][1] / len(test[1])
     rows = {
         "majority class": majority,
         "bag of words (logistic regression)": bag_of_words(train_split, test),
-        "untrained prompt": untrained["metrics"]["test"]["accuracy"],
-        "trained prompt": record["metrics"]["test"]["accuracy"],
+        "untrained prompt": untrained["metrics"][split]["accuracy"],
+        "trained prompt": record["metrics"][split]["accuracy"],
     }
     if args.control:
-        control = train(out / "control", "Backbone.random_weights=True")
-        rows["trained prompt, backbone of random weights"] = control["metrics"]["test"]["accuracy"]
+        control = train(out / "control", given, "Backbone.random_weights=True")
+        rows["trained prompt, backbone of random weights"] = control["metrics"][split]["accuracy"]
 
-    print(f"\n{record['mixture']}, test split of {len(test[0])}: accuracy")
+    print(f"\n{record['mixture']}, {split} split of {len(test[0])}: accuracy")
     for name, value in rows.items():
         print(f"  {name:<44} {value:.3f}")
     print("\nten predictions")

@@ -1,5 +1,9 @@
-"""Our network and loader against what Hugging Face transformers 5.23 and PEFT computed."""
+"""Our network and loader against what Hugging Face transformers and PEFT computed.
 
+transformers 5.23; umT5's weights are random ones that we wrote, opened by 4.57.6 and by 5.23.
+"""
+
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -15,7 +19,14 @@ from prompt_jax.models.t5.network import T5, identity_tap
 from prompt_jax.slots import SLOT0
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
-MODELS = ("t5v11_tiny", "t5v11_tiny_pubcfg", "t5v11_tiny_sharded", "t5v10_tiny", "mt5_tiny")
+MODELS = (
+    "t5v11_tiny",
+    "t5v11_tiny_pubcfg",
+    "t5v11_tiny_sharded",
+    "t5v10_tiny",
+    "mt5_tiny",
+    "umt5_tiny",
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,7 @@ def folders(tmp_path_factory):
     """The three stored folders, plus the published-config and sharded forms of t5v11_tiny."""
     root = tmp_path_factory.mktemp("hf")
     weights = load_file(FIXTURES / "t5v11_tiny" / "model.safetensors")
-    for name in ("t5v11_tiny", "t5v10_tiny", "mt5_tiny"):
+    for name in ("t5v11_tiny", "t5v10_tiny", "mt5_tiny", "umt5_tiny"):
         shutil.copytree(FIXTURES / name, root / name)
     published = root / "t5v11_tiny_pubcfg"
     shutil.copytree(FIXTURES / "t5v11_tiny", published)
@@ -75,6 +86,17 @@ def test_logits_encoded_and_loss_are_those_of_transformers(folders, name):
     )
     loss = cross_entropy(out["logits"], oracle["labels"])
     np.testing.assert_allclose(loss, oracle["loss"], rtol=1e-5)
+
+
+def test_umt5_is_scaled_as_transformers_5_does_when_asked(folders):
+    """transformers 4 and T5X leave umT5's states as they are, transformers 5 scales them."""
+    oracle = oracle_of("umt5_tiny")
+    config = load.open_source(folders / "umt5_tiny").config
+    assert not config.scale_logits
+    config = dataclasses.replace(config, scale_logits=True)
+    params = load.load_backbone(folders / "umt5_tiny", config).params
+    logits = T5(config).apply({"params": params}, batch_of(oracle))["logits"]
+    np.testing.assert_allclose(logits, oracle["logits_transformers5"], atol=1e-5, rtol=1e-5)
 
 
 def prompt_tap(prompt):
