@@ -6,6 +6,7 @@ PROMPT_JAX_DEBUG=1 shows tracebacks.
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import logging
 import os
@@ -18,6 +19,9 @@ from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
 
 # Before any verb imports TensorFlow: its start-up lines say nothing about a run.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "GRPC_VERBOSITY": "ERROR"}
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -307,13 +311,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         _complain(error)
         return 128 + error.signum
+    except (OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader (`| head`) has gone; the interpreter must not flush into it either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        _complain(error, f"{type(error).__name__}: {error}")
+        full = getattr(error, "errno", None) in _FULL or isinstance(error, MemoryError)
+        return 3 if full else 2
     except KeyboardInterrupt as error:
         _complain(error, "interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; the interpreter must not flush into it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _on_term(signum, frame):
@@ -324,7 +332,7 @@ def _complain(error: BaseException, text: str = "") -> None:
     if os.environ.get("PROMPT_JAX_DEBUG") == "1":
         traceback.print_exception(error)
     else:
-        print(text or str(error), file=sys.stderr)
+        print(" ".join((text or str(error)).splitlines()), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -13,8 +14,7 @@ from prompt_jax.ckpt import fingerprint, folder, load, prompt_file, prompts, t5x
 from prompt_jax.ckpt.paths import resolve_path, target_path
 from prompt_jax.ckpt.source import Source
 from prompt_jax.data.vocabulary import check_fits, load_vocabulary
-from prompt_jax.errors import UserError
-from prompt_jax.models.t5.config import T5Config
+from prompt_jax.errors import RunFailed, UserError
 from prompt_jax.models.t5.network import T5
 
 _PROMPTS = (".npy", ".safetensors")
@@ -34,12 +34,13 @@ def convert_command(args) -> None:
         raise UserError(f"give --from and --to: {_KINDS}")
     named = any(prompts.is_prompt(path) for path in args.source)
     if named or args.to.startswith("peft:") or args.to.endswith(_PROMPTS):
-        targets = [_target(path, args) for path in args.source]
+        found = [prompts.read(path) for path in args.source]
+        targets = [_target(prompt, args) for prompt in found]
         if len(set(targets)) < len(targets):
             raise UserError(f"--to: two prompts would be written to one place: {sorted(targets)}")
         reports = [
-            convert_prompt(path, target, args)
-            for path, target in zip(args.source, targets, strict=True)
+            convert_prompt(prompt, target, args)
+            for prompt, target in zip(found, targets, strict=True)
         ]
     elif len(args.source) > 1:
         raise UserError("--from: one backbone at a time")
@@ -73,11 +74,20 @@ def convert_backbone(path: str, to: str, vocabulary: str | None, check: bool) ->
         raise UserError(f"--to={to}: {_KINDS}")
     source = load.open_source(path)
     load.check(source, source.config)
+    if to.startswith("t5x:"):
+        t5x.check_config(source.config)
     if vocabulary is None and source.vocabulary:
         vocabulary = str(source.vocabulary)
     if vocabulary is not None:
-        check_fits(load_vocabulary(str(resolve_path(vocabulary))), source.config.vocab_size)
+        loaded = load_vocabulary(str(resolve_path(vocabulary)))
+        check_fits(loaded, source.config.vocab_size)
+        vocabulary = getattr(loaded, "path", None)  # bytes have no file
     target = target_path(to)
+    places = [os.path.realpath(place) for place in (source.place, target)]
+    if os.path.commonpath(places) in places:
+        raise UserError(
+            f"--to={to}: the target may not be, hold or lie in the source {source.place}"
+        )
     report = {"from": source.place, "to": str(target), "parameters": _parameters(source)}
     if to.endswith(".gin"):
         text = size_file(source, path, vocabulary)
@@ -95,36 +105,41 @@ def convert_backbone(path: str, to: str, vocabulary: str | None, check: bool) ->
         load.check_digests(source, digests)
         report["fingerprint"] = fingerprint.combine(digests)
 
-    folder.replace(to, fill, kept=t5x.FILE if to.startswith("t5x:") else "config.json")
+    written = (lambda old: t5x.is_ours(old, tensors)) if to.startswith("t5x:") else folder.is_ours
+    folder.replace(to, fill, written)
     if check:
-        report["largest_logit_difference"] = logit_difference(path, to, source.config)
+        report["largest_logit_difference"] = difference = logit_difference(path, to)
+        if not difference == 0:  # NaN too
+            raise RunFailed(f"--check: the largest difference of logits is {difference}: {target}")
     return report
 
 
-def logit_difference(one: str, other: str, config: T5Config) -> float:
+def logit_difference(one: str, other: str) -> float:
     """The largest difference between the logits of two stored backbones.
 
     Args:
         one: read by its own reader, as is `other`.
         other: the second.
-        config: their shape.
 
     Returns:
         max |logits_one - logits_other| over 2 rows of 32 random inputs and 8 targets.
     """
     rng = np.random.default_rng(0)
+    config = load.open_source(one).config
     batch = {
         "encoder_input_tokens": rng.integers(2, config.vocab_size, (2, 32), np.int32),
         "decoder_input_tokens": rng.integers(2, config.vocab_size, (2, 8), np.int32),
     }
     for stack in ("encoder", "decoder"):
         batch[f"{stack}_segment_ids"] = np.ones_like(batch[f"{stack}_input_tokens"])
-    apply = jax.jit(lambda params: T5(config).apply({"params": params}, batch)["logits"])
     logits = []
     for path in (one, other):  # one after the other: only one backbone is in memory
         source = load.open_source(path)
-        stored = dataclasses.replace(config, param_dtype=_dtype(source))
-        logits.append(np.asarray(apply(load.load_backbone(path, stored).params)))
+        stored = dataclasses.replace(source.config, param_dtype=_dtype(source))
+        params = load.load_backbone(path, stored).params
+        network = T5(stored)
+        apply = jax.jit(lambda p, network=network: network.apply({"params": p}, batch)["logits"])
+        logits.append(np.asarray(apply(params)))
     return float(np.abs(logits[0] - logits[1]).max())
 
 
@@ -157,11 +172,11 @@ def _dtype(source: Source) -> str:
 # --- prompts ---
 
 
-def convert_prompt(path: str, to: str, args) -> dict[str, Any]:
+def convert_prompt(prompt: prompts.Prompt, to: str, args) -> dict[str, Any]:
     """Converts a prompt; its float32 bits stay.
 
     Args:
-        path: see `prompts.read`.
+        prompt: see `prompts.read`.
         to: `.npy`, `.safetensors` (ours), `peft:DIR`, or `t5x:DIR`.
         args: `backbone` (whose prompt it is; ours needs one), `vocabulary`, `base_model` (named
             in a PEFT adapter), `force`.
@@ -172,7 +187,6 @@ def convert_prompt(path: str, to: str, args) -> dict[str, Any]:
     Raises:
         UserError: another backbone, vocabulary or width; a target that a prompt cannot become.
     """
-    prompt = prompts.read(path)
     report = {"from": prompt.path, "to": str(target_path(to)), "shape": list(prompt.array.shape)}
     belongs = _fingerprints(prompt, args)
     if args.backbone and prompt.file and args.force:
@@ -211,20 +225,18 @@ def _fingerprints(prompt: prompts.Prompt, args) -> tuple[str, str] | None:
     if vocabulary is None:
         raise UserError(f"--backbone {source.place} has no vocabulary beside it; give --vocabulary")
     loaded = load_vocabulary(str(resolve_path(vocabulary)))
+    check_fits(loaded, source.config.vocab_size)
     belongs = (load.read_fingerprint(source), loaded.fingerprint)
     if prompt.file and not args.force:
         prompt_file.check(prompt.path, prompt.file, *belongs)
     return belongs
 
 
-def _target(path: str, args) -> str:
-    """`--to` for one of several prompts: `{name}` is its file's name, or its run's."""
-    if len(args.source) == 1:
-        return args.to
-    if "{name}" not in args.to:
-        raise UserError(
-            "--to: with several --from, name the targets by {name}, e.g. out/{name}.npy"
-        )
-    place = pathlib.PurePath(str(resolve_path(path)))
-    name = place.parent.name if place.stem in ("prompt", "prompt_last") else place.stem
+def _target(prompt: prompts.Prompt, args) -> str:
+    """`--to` of one prompt: `{name}` is its file's name, or its run's."""
+    if len(args.source) > 1 and "{name}" not in args.to:
+        raise UserError("--to: several --from need {name} in it, e.g. --to=out/{name}.npy")
+    place = pathlib.PurePath(os.path.realpath(prompt.path))
+    name = place.stem if place.suffix in _PROMPTS else place.name
+    name = place.parent.name if name in ("prompt", "prompt_last", "prompt_init") else name
     return args.to.replace("{name}", name)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request
 
+log = logging.getLogger("prompt_jax")
 BANK = prompt_file.ENCODER
 GREEDY = Decoding()
 MOST_LABELS = 50  # more different answers than this are no classification
@@ -180,6 +182,7 @@ def _bank(
             if not force:
                 raise
             forced[name] = str(refusal)
+            log.warning("--force: %s", refusal)
         slots[name] = layout.slot_ids(len(prompt.array), start)
         arrays.append(prompt.array)
         start += len(prompt.array)

@@ -46,6 +46,8 @@ def test_round_trips_keep_every_bit(tmp_path, start, capsys):
     assert len(set(found)) == 1, found
     one, three = tensors(tmp_path / "one"), tensors(tmp_path / "three")
     assert set(one) == set(three)
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["torch_dtype"] == ("bfloat16" if "bf16" in start else "float32")
     for name in one:
         assert one[name].dtype == three[name].dtype
         assert one[name].tobytes() == three[name].tobytes()
@@ -67,7 +69,21 @@ def test_the_check_sees_another_backbone(tmp_path, monkeypatch):
     (tmp_path / "wrong" / folder.RECORD).unlink()
     from prompt_jax.convert import logit_difference
 
-    assert logit_difference(str(T5X), str(tmp_path / "wrong"), tiny_config()) > 0.01
+    assert logit_difference(str(T5X), str(tmp_path / "wrong")) > 0.01
+
+
+def test_the_check_is_of_source_and_result(tmp_path, monkeypatch, capsys):
+    real = folder.write
+
+    def other(fresh, tensors, *rest):
+        tensors = dict(tensors)
+        one, two = (f"encoder/layers_{i}/mlp/wo/kernel" for i in (0, 1))
+        tensors[one], tensors[two] = tensors[two], tensors[one]
+        return real(fresh, tensors, *rest)
+
+    monkeypatch.setattr(folder, "write", other)
+    assert convert(f"--from={T5V11}", f"--to={tmp_path}/out", "--check") == 3
+    assert "largest difference of logits is" in capsys.readouterr().err
 
 
 def test_umt5_keeps_a_bias_per_layer(tmp_path):
@@ -111,8 +127,8 @@ def test_what_is_no_target_is_refused(tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "words.txt").write_text("mine")
     for flags, message in (
-        ([f"--from={T5V11}", f"--to={tmp_path}/thesis"], "holds no config.json"),
-        ([f"--from={T5V11}", f"--to=t5x:{tmp_path}/thesis"], "holds no checkpoint"),
+        ([f"--from={T5V11}", f"--to={tmp_path}/thesis"], "exists and holds other files"),
+        ([f"--from={T5V11}", f"--to=t5x:{tmp_path}/thesis"], "exists and holds other files"),
         ([f"--from={T5V11}", f"--from={T5X}", f"--to={tmp_path}/x"], "one backbone at a time"),
         ([f"--to={tmp_path}/x"], "give --from and --to"),
         ([f"--from={tmp_path}/nothing", f"--to={tmp_path}/x"], "no such file"),
@@ -133,7 +149,7 @@ def test_a_damaged_source_leaves_nothing(tmp_path, capsys):
     file.write_bytes(bytes(whole))
     assert convert(f"--from={tmp_path}/one", f"--to={tmp_path}/two") == 2
     assert "is damaged" in capsys.readouterr().err
-    assert not (tmp_path / "two").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
 
 
 def test_a_killed_conversion_starts_again(tmp_path):
@@ -213,6 +229,16 @@ def test_several_prompts_at_once(tmp_path, prompt, capsys):
     assert "{name}" in capsys.readouterr().err
     assert convert(f"--from={prompt}", f"--to={tmp_path}/c") == 2
     assert "FILE.npy" in capsys.readouterr().err
+
+
+def test_a_run_gives_its_prompt_its_name(tmp_path, prompt):
+    for name in ("sst", "rte"):
+        (tmp_path / name).mkdir()
+        array = prompts.Prompt(np.load(prompt), "memory")
+        prompts.write_ours(tmp_path / name / "prompt.safetensors", array, "b", "v")
+    runs = [f"--from={tmp_path}/sst", f"--from={tmp_path}/rte/prompt.safetensors"]
+    assert convert(*runs, f"--to={tmp_path}/out/{{name}}.npy") == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"sst.npy", "rte.npy"}
 
 
 def test_two_prompts_of_one_name_are_not_written_over_each_other(tmp_path, prompt, capsys):

@@ -56,7 +56,8 @@ def main() -> None:
     out = pathlib.Path(args.out)
     given = [f"--gin_file=models/{args.model}.gin", *given]
 
-    untrained = train(out / "untrained", given, "TRAIN_STEPS=0")
+    others = [flag for flag in given if not flag.startswith("--gin.TRAIN_STEPS=")]
+    untrained = train(out / "untrained", others, "TRAIN_STEPS=0")
     record = train(out, given)
     split = list(record["metrics"])[-1]  # the last that the run evaluates
     predictor = prompt_jax.load(str(out))

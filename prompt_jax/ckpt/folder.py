@@ -6,22 +6,24 @@ that one flipped byte is refused when the folder is read (DESIGN decisions 11 an
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 from flax import traverse_util
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from prompt_jax import __version__
 from prompt_jax.ckpt import fingerprint, hf, hf_config, tree
 from prompt_jax.ckpt.paths import PathLike, resolve_path, target_path
 from prompt_jax.ckpt.source import Index, Tensor
-from prompt_jax.errors import UserError
+from prompt_jax.errors import RunFailed, UserError
 from prompt_jax.models.t5.config import T5Config
 
 RECORD = "prompt_jax.json"
-SHARD_BYTES = 256 << 20  # a shard lies twice in memory while it is written
+SHARD_BYTES = 128 << 20  # a shard lies twice in memory while it is written
 _GENERATION = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
 
@@ -50,7 +52,7 @@ def save(
     def fill(fresh: epath.Path) -> None:
         write(fresh, tensors, config, vocabulary, shard_bytes)
 
-    replace(path, fill)
+    replace(path, fill, is_ours)
 
 
 def of_tree(params: dict, config: T5Config) -> dict[str, Tensor]:
@@ -75,30 +77,52 @@ def of_tree(params: dict, config: T5Config) -> dict[str, Tensor]:
     return found
 
 
-def replace(path: PathLike, fill: Callable[[epath.Path], None], kept: str = hf.CONFIG) -> None:
+def replace(
+    path: PathLike, fill: Callable[[epath.Path], None], written: Callable[[epath.Path], bool]
+) -> None:
     """Fills a new folder beside `path`, then puts it in its place.
 
     Args:
         path: the folder to write.
         fill: writes its files.
-        kept: a file that an older folder must hold to be replaced.
+        written: whether everything in an older folder there is what this would write.
 
     Raises:
-        UserError: `path` is something else.
+        UserError: `path` is something else, which is left alone.
     """
     folder = target_path(path)
+    if "://" not in str(folder):  # a link is followed; `.` gets its name
+        folder = epath.Path(os.path.realpath(folder))
     there = folder.exists()
-    if there and (not folder.is_dir() or any(folder.iterdir()) and not (folder / kept).exists()):
-        raise UserError(f"{folder}: exists and holds no {kept}; name another one")
+    if there and (not folder.is_dir() or any(folder.iterdir()) and not written(folder)):
+        raise UserError(f"{folder}: exists and holds other files; name another one")
+    if os.path.realpath(os.getcwd()).startswith(f"{folder}{os.sep}".replace(os.sep * 2, os.sep)):
+        raise UserError(f"{folder}: holds the working directory; name another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.parent / f".{folder.name}.writing"
-    if fresh.exists():  # of a process that was killed
-        fresh.rmtree()
+    fresh, old = (folder.parent / f".{folder.name}.{what}" for what in ("writing", "old"))
+    for left in (fresh, old):  # of a process that was killed
+        if left.exists():
+            left.rmtree()
     fresh.mkdir()
-    fill(fresh)
+    try:
+        fill(fresh)
+    except BaseException:
+        fresh.rmtree()
+        raise
     if there:
-        folder.rmtree()
+        folder.rename(old)
     fresh.rename(folder)
+    if there:
+        old.rmtree()
+
+
+def is_ours(folder: epath.Path) -> bool:
+    """Whether a folder holds what `write` wrote and nothing else."""
+    if not (folder / RECORD).exists():
+        return False
+    files = hf.read_json(folder / RECORD).get("files")
+    names = {file.name for file in folder.iterdir()}
+    return isinstance(files, dict) and names <= {*files, RECORD}
 
 
 def write(
@@ -134,7 +158,10 @@ def write(
             stored = array.T if hf.transposed(name) else array
             held[hf.hf_name(name)] = np.ascontiguousarray(stored)
             del array, stored
-        save_file(held, str(folder / file), {"format": "pt"})
+        try:
+            save_file(held, str(folder / file), {"format": "pt"})
+        except SafetensorError as error:
+            raise RunFailed(f"{folder / file}: cannot be written ({error})") from error
         del held
     if len(shards) > 1:
         where = {
@@ -205,6 +232,8 @@ def recorded(folder: epath.Path) -> dict[str, str]:
     fields = hf.read_json(file)
     if fields.pop("digest", None) != _own_digest(fields):
         raise UserError(f"{file}: is damaged; {_REMEDY}")
+    if fields.get("format") != 1 or not fields.get("tensors"):
+        raise UserError(f"{file}: has another format than this version reads; {_REMEDY}")
     for name, expected in fields["files"].items():
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: is missing; {_REMEDY}")

@@ -101,6 +101,11 @@ def open_folder(folder: epath.Path) -> Source:
     fields = read_json(folder / CONFIG)
     files = _Files(folder)
     ours = HEAD in files.where
+    if not ours and False in (
+        fields.get("tie_word_embeddings"),
+        fields.get("scale_decoder_outputs"),
+    ):
+        raise UserError(f"{folder}: its tensors are not those of its {CONFIG}: - {HEAD}")
     if ours and fields.get("tie_word_embeddings") is not False:
         ours = not files.equal(HEAD, SHARED)
     config = hf_config.from_hf(fields, tied_head=not ours, place=str(folder / CONFIG))
@@ -136,7 +141,7 @@ def read_json(file: epath.Path) -> dict:
         raise UserError(f"{file}: no such file")
     try:
         fields = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{file}: is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{file}: is no JSON object")
@@ -148,17 +153,28 @@ class _Files:
 
     def __init__(self, folder: epath.Path):
         self.folder = folder
-        self._staged = None
+        self._staged, self.index = None, None
         self.local, self.where = {}, {}
         for file in self._names():
             self.local[file] = self._stage(folder / file)
             with self._open(file) as tensors:
-                self.where |= dict.fromkeys(tensors.keys(), file)
+                for name in tensors.keys():
+                    if name in self.where:
+                        raise UserError(f"{folder / file}: {name} is in {self.where[name]} too")
+                    self.where[name] = file
+        if self.index is not None and self.index != self.where:
+            odd = sorted({n for n, _ in self.index.items() ^ self.where.items()})
+            raise UserError(f"{folder / INDEX}: is not what the files hold: {', '.join(odd[:5])}")
 
     def _names(self) -> list[str]:
         index = self.folder / INDEX
         if index.exists():
-            files = set(read_json(index).get("weight_map", {}).values())
+            if (self.folder / WEIGHTS).exists():
+                raise UserError(f"{self.folder}: holds both {WEIGHTS} and {INDEX}; remove one")
+            self.index = read_json(index).get("weight_map")
+            if not isinstance(self.index, dict) or not self.index:
+                raise UserError(f"{index}: has no weight_map")
+            files = {str(file) for file in self.index.values()}
             for file in files:
                 if pathlib.PurePath(file).name != file or file in ("", ".", ".."):
                     raise UserError(f"{index}: the path {file!r} leaves the folder")
@@ -192,17 +208,20 @@ class _Files:
             raise UserError(f"{self.folder / file}: is no safetensors file: {error}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
+        return self.header(name)[0]
+
+    def header(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype."""
         with self._open(self.where[name]) as tensors:
-            return tuple(tensors.get_slice(name).get_shape())
+            part = tensors.get_slice(name)
+            return tuple(part.get_shape()), part.get_dtype()
 
     def read(self, name: str, index: Index) -> np.ndarray:
         with self._open(self.where[name]) as tensors:
             return tensors.get_slice(name)[index]
 
     def tensor(self, name: str, canonical: str) -> Tensor:
-        with self._open(self.where[name]) as tensors:
-            header = tensors.get_slice(name)
-            shape, dtype = tuple(header.get_shape()), header.get_dtype()
+        shape, dtype = self.header(name)
         if dtype not in DTYPES:
             place = self.folder / self.where[name]
             raise UserError(f"{place}: ~ {name} is {dtype}, expected {' or '.join(DTYPES)}")
@@ -213,7 +232,7 @@ class _Files:
 
     def equal(self, one: str, other: str, rows: int = 4096) -> bool:
         """The same numbers, compared some rows at a time."""
-        if other not in self.where or self.shape(one) != self.shape(other):
+        if other not in self.where or self.header(one) != self.header(other):
             return False
         height, *rest = self.shape(one)
         columns = tuple(slice(0, size) for size in rest)

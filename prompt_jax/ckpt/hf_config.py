@@ -35,6 +35,16 @@ def from_hf(config: dict[str, Any], *, tied_head: bool, place: str) -> T5Config:
     # T5 says it by a field of its own, or (published files) scales what is tied. mT5 never
     # scales; umT5 as T5X has it does not, transformers 5 does: T5Config.scale_logits decides.
     implied = family == "t5" and config.get("tie_word_embeddings", True) is not False
+    sizes = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
+    optional = ("num_decoder_layers", "relative_attention_num_buckets")
+    optional += ("relative_attention_max_distance",)
+    for name in (*sizes, *(name for name in optional if config.get(name) is not None)):
+        value = config.get(name)
+        if name in config and (type(value) is not int or not 0 < value < 1 << 31):
+            raise UserError(f"{place}: {name} = {value!r}: expected a positive whole number")
+    for name in ("layer_norm_epsilon", "dropout_rate"):
+        if not isinstance(config.get(name, 0.0), int | float):
+            raise UserError(f"{place}: {name} = {config[name]!r}: expected a number")
     try:
         return T5Config(
             vocab_size=config["vocab_size"],
@@ -68,6 +78,11 @@ def to_hf(config: T5Config) -> dict[str, Any]:
         tells transformers 5 (where a stored `lm_head.weight` decides about tying).
     """
     umt5 = config.per_layer_position_bias
+    if not umt5 and config.tied_head != config.scale_logits:
+        raise UserError(
+            f"T5Config.tied_head = {config.tied_head}, T5Config.scale_logits = "
+            f"{config.scale_logits}: config.json cannot say it alike for transformers 4 and 5"
+        )
     return {
         "architectures": [f"{'UMT5' if umt5 else 'T5'}ForConditionalGeneration"],
         "model_type": "umt5" if umt5 else "t5",

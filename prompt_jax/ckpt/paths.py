@@ -25,6 +25,8 @@ def resolve_path(path: PathLike) -> epath.Path:
         UserError: no such asset; a repository that is not in the cache.
     """
     text = os.fspath(path)
+    if "://" in text and "gs://" not in text:
+        raise UserError(f"{text}: paths are local or gs://")
     kind, colon, name = text.partition(":")
     if not colon or name.startswith("//") or kind not in ("prompt_jax", "hf", "t5x", "peft"):
         return epath.Path(path)

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -21,6 +20,11 @@ TENSOR = "prompt_embeddings"
 def is_adapter(folder: epath.Path) -> bool:
     """Whether a folder looks like a PEFT adapter."""
     return (folder / CONFIG).exists()
+
+
+def is_ours(folder: epath.Path) -> bool:
+    """Whether a folder holds what `write` writes and nothing else."""
+    return {file.name for file in folder.iterdir()} <= {CONFIG, WEIGHTS}
 
 
 def read(folder: epath.Path) -> np.ndarray:
@@ -51,12 +55,17 @@ def read(folder: epath.Path) -> np.ndarray:
         raise UserError(f"{folder / WEIGHTS}: no such file")
     try:
         tensors = load_safetensors((folder / WEIGHTS).read_bytes())
-    except SafetensorError as error:
+    except Exception as error:  # an unknown dtype is a KeyError
         raise UserError(f"{folder / WEIGHTS}: is no safetensors file: {error}") from error
     length, width = fields.get("num_virtual_tokens"), fields.get("token_dim")
     parts = fields.get("num_transformer_submodules") or 1
+    if type(length) is not int or length < 1 or parts not in (1, 2):
+        raise UserError(
+            f"{folder / CONFIG}: num_virtual_tokens {length!r}, "
+            f"num_transformer_submodules {parts!r}"
+        )
     shapes = {name: array.shape for name, array in tensors.items()}
-    if not length or shapes != {TENSOR: (length * parts, width)}:
+    if shapes != {TENSOR: (length * parts, width)}:
         raise UserError(
             f"{folder / WEIGHTS}: holds {shapes}, {CONFIG} says {TENSOR} "
             f"[{length} x {parts}, {width}]"

@@ -15,6 +15,7 @@ from prompt_jax.errors import UserError
 
 FORMAT = "1"
 RECORD = "record.json"  # of the run in whose MODEL_DIR a prompt lies
+_LARGEST = 1 << 30  # bytes of a prompt
 ENCODER = "prompt/encoder"  # the leaf of a prompt that is input vectors
 
 
@@ -73,18 +74,22 @@ def load(path: str) -> PromptFile:
     file = epath.Path(path)
     if not file.is_file():
         raise UserError(f"prompt {path}: no such file")
+    if file.stat().length > _LARGEST:
+        raise UserError(f"prompt {path}: {file.stat().length} bytes are no prompt")
     data = file.read_bytes()
     try:
         leaves = load_safetensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except Exception as error:
         raise UserError(f"prompt {path}: damaged or not a prompt file ({error})") from error
-    metadata = header.get("__metadata__", {})
+    metadata = header.get("__metadata__") or {}
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"prompt {path}: format {metadata.get('format')!r}, this version reads {FORMAT!r}"
         )
-    if metadata.pop("digest", None) != _digest(metadata, leaves):
+    if "digest" not in metadata:
+        raise UserError(f"prompt {path}: was written by an older version, without a digest")
+    if metadata.pop("digest") != _digest(metadata, leaves):
         raise UserError(f"prompt {path}: is damaged: it is not what was written; copy it anew")
     return PromptFile(
         leaves=leaves,
@@ -128,6 +133,8 @@ def load_array(path: str) -> np.ndarray:
     file = epath.Path(path)
     if not file.is_file():
         raise UserError(f"prompt {path}: no such file")
+    if file.stat().length > _LARGEST:
+        raise UserError(f"prompt {path}: {file.stat().length} bytes are no prompt")
     _check_record(file)
     data = io.BytesIO(file.read_bytes())
     try:
@@ -135,8 +142,10 @@ def load_array(path: str) -> np.ndarray:
         read = np.lib.format.read_array_header_1_0
         shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(data)
         stored = len(data.getbuffer()) - data.tell()
-    except ValueError as error:
+    except Exception as error:  # NumPy parses the header as Python: any of its errors
         raise UserError(f"prompt {path}: damaged or no .npy file ({error})") from error
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise UserError(f"prompt {path}: is damaged: shape {shape}")
     if dtype.hasobject:
         raise UserError(
             f"prompt {path}: holds pickled objects, which are never read; save a plain float32 "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,8 @@ from prompt_jax.ckpt.source import Tensor
 from prompt_jax.errors import UserError
 
 log = logging.getLogger("prompt_jax")
+RUN = "prompt.safetensors"  # in a MODEL_DIR
+_SUFFIXES = (".npy", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,14 @@ class Prompt:
 
 def is_prompt(path: PathLike) -> bool:
     """Whether `read` would take it for a prompt, by its name and the files in it."""
-    place = resolve_path(path)
-    if place.suffix in (".npy", ".safetensors"):
+    text, place = os.fspath(path), resolve_path(path)
+    if place.suffix in _SUFFIXES or text.startswith("peft:"):
         return True
-    return peft.is_adapter(place) or place.name.startswith("target.encoder.prompt")
+    if "://" in text or text.startswith("hf:"):
+        return False
+    if (place / RUN).exists() or place.name == f"target.{t5x.PROMPT.replace('/', '.')}":
+        return True
+    return peft.is_adapter(place) or t5x.is_checkpoint(place) and t5x.is_prompt(place)
 
 
 def read(path: PathLike) -> Prompt:
@@ -53,8 +60,8 @@ def read(path: PathLike) -> Prompt:
         UserError: nothing readable there; damaged; a method that does not fold into inputs.
     """
     place, file = resolve_path(path), None
-    if (place / "prompt.safetensors").exists():
-        place = place / "prompt.safetensors"
+    if (place / RUN).exists():
+        place = place / RUN
     if place.suffix == ".npy":
         stored = prompt_file.load_array(str(place))
     elif place.suffix == ".safetensors":
@@ -70,6 +77,8 @@ def read(path: PathLike) -> Prompt:
         )
     if stored.ndim != 2 or not stored.size:
         raise UserError(f"prompt {path}: shape {list(stored.shape)}, expected [P, H]")
+    if stored.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+        raise UserError(f"prompt {path}: holds {stored.dtype}, expected float32")
     array = np.asarray(stored, np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"prompt {path}: holds numbers that are not finite in float32")
@@ -95,14 +104,16 @@ def input_vectors(path: PathLike, file: PromptFile) -> np.ndarray:
 def write_peft(path: PathLike, prompt: Prompt, base_model: str | None) -> None:
     """Writes a PEFT adapter's folder."""
     fill: Callable = lambda fresh: peft.write(fresh, prompt.array, base_model)  # noqa: E731
-    folders.replace(path, fill, kept=peft.CONFIG)
+    folders.replace(path, fill, peft.is_ours)
 
 
 def write_t5x(path: PathLike, prompt: Prompt) -> None:
     """Writes a T5X checkpoint that holds `target/encoder/prompt/prompt/prompt` alone."""
     array = prompt.array
     tensor = Tensor(array.shape, array.dtype, lambda index: array[index])
-    folders.replace(path, lambda fresh: t5x.write(fresh, {t5x.PROMPT: tensor}), kept=t5x.FILE)
+    tensors = {t5x.PROMPT: tensor}
+    fill: Callable = lambda fresh: t5x.write(fresh, tensors)  # noqa: E731
+    folders.replace(path, fill, lambda there: t5x.is_ours(there, tensors))
 
 
 def write_npy(path: PathLike, prompt: Prompt) -> None:

@@ -9,6 +9,7 @@ import functools
 import mmap
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import flax.serialization
@@ -19,7 +20,7 @@ from etils import epath
 
 from prompt_jax.ckpt import fingerprint, tree
 from prompt_jax.ckpt.source import Index, Source, Tensor
-from prompt_jax.errors import UserError
+from prompt_jax.errors import RunFailed, UserError
 from prompt_jax.models.t5.config import T5Config
 
 FILE = "checkpoint"
@@ -28,6 +29,7 @@ PROMPT = "encoder/prompt/prompt/prompt"  # where google-research/prompt-tuning k
 _CACHE_BYTES = 128 << 20  # decoded chunks kept between two reads of parts of one array
 _CHUNK_BYTES = 16 << 20
 _LEAF_KEYS = ("driver", "dtype", "kvstore", "metadata", "__msgpack_chunked_array__")
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # first byte of a msgpack map
 
 
@@ -38,6 +40,18 @@ def is_checkpoint(folder: epath.Path) -> bool:
         UserError: a bucket that cannot be read.
     """
     return _remote(folder) is not None if "://" in str(folder) else (folder / FILE).exists()
+
+
+def is_prompt(folder: epath.Path) -> bool:
+    """Whether a checkpoint holds a prompt and no backbone."""
+    stored = _open_arrays(folder)
+    return PROMPT in stored and tree.EMBEDDING not in stored
+
+
+def is_ours(folder: epath.Path, tensors: Iterable[str]) -> bool:
+    """Whether a folder holds what `write` would write for these tensors and nothing else."""
+    names = {f"target.{name.replace('/', '.')}" for name in tensors}
+    return {file.name for file in folder.iterdir()} <= {FILE, *names}
 
 
 def open_checkpoint(folder: epath.Path) -> Source:
@@ -89,6 +103,23 @@ def read_prompt(folder: epath.Path) -> np.ndarray:
     return stored[PROMPT].whole()
 
 
+def check_config(config: T5Config) -> None:
+    """Refuses what a T5X checkpoint cannot say: it holds arrays alone.
+
+    Raises:
+        UserError: reading it back would give another model.
+    """
+    plain = T5Config.__dataclass_fields__
+    said = {"scale_logits": config.tied_head}
+    said |= {n: plain[n].default for n in ("position_max_distance", "norm_epsilon")}
+    for name, value in said.items():
+        if getattr(config, name) != value:
+            raise UserError(
+                f"T5Config.{name} = {getattr(config, name)}: a T5X checkpoint cannot say it, and "
+                f"would be read as {value}"
+            )
+
+
 def write(folder: epath.Path, tensors: dict[str, Tensor]) -> dict[str, str]:
     """Writes a checkpoint of weights alone, unscanned, every array as zarr.
 
@@ -115,9 +146,12 @@ def write(folder: epath.Path, tensors: dict[str, Tensor]) -> dict[str, str]:
         spec = {"driver": "zarr", "kvstore": kvstore(folder / path), "metadata": metadata}
         # A chunk of zeros is written too: a missing one is refused when read.
         spec["store_data_equal_to_fill_value"] = True
-        store = tensorstore.open(spec, create=True, open=False).result()
         array = tensor.whole()
-        store.write(array).result()
+        try:
+            store = tensorstore.open(spec, create=True, open=False).result()
+            store.write(array).result()
+        except Exception as error:
+            raise RunFailed(f"{folder / path}: cannot be written ({_line(error)})") from error
         digests[name] = fingerprint.of_array(array)
         place = {"driver": "file", "path": f"{path}/"}
         known = {k: metadata[k] for k in ("chunks", "compressor", "shape")}
@@ -227,9 +261,13 @@ def _leaf(data, start: int, stop: int, name: str, folder: epath.Path) -> Tensor:
         path = str(value["kvstore"]["path"]).rstrip("/")
         if value["driver"] != "zarr" or pathlib.PurePath(path).name != path or path in (".", ".."):
             raise UserError(f"{folder / FILE}: {name}: the path {path!r} leaves the folder")
-        return _zarr(folder / path, name)
+        if path != name.removeprefix("optimizer/").replace("/", "."):
+            raise UserError(f"{folder / FILE}: {name}: the path {path!r} is another array's")
+        return _zarr(
+            folder / path, name, {**value.get("metadata", {}), "dtype": value.get("dtype")}
+        )
     array = np.asarray(value)
-    if array.dtype.kind not in "fV":
+    if array.dtype.name not in _DTYPES:
         raise UserError(f"{folder / FILE}: ~ {name} is {array.dtype}, expected float32 or bfloat16")
 
     def read(index: Index) -> np.ndarray:
@@ -241,8 +279,11 @@ def _leaf(data, start: int, stop: int, name: str, folder: epath.Path) -> Tensor:
 # --- zarr ---
 
 
-def _zarr(folder: epath.Path, name: str) -> Tensor:
-    """A zarr array; a chunk that is missing or damaged is an error when it is read."""
+def _zarr(folder: epath.Path, name: str, stated: dict[str, Any] | None = None) -> Tensor:
+    """A zarr array; a chunk that is missing or damaged is an error when it is read.
+
+    Its header must say what the msgpack file has `stated` (shape, chunks, dtype).
+    """
     import tensorstore
 
     if "://" not in str(folder) and not (folder / ".zarray").exists():
@@ -253,7 +294,14 @@ def _zarr(folder: epath.Path, name: str) -> Tensor:
         dtype = np.dtype(store.dtype.numpy_dtype)
     except Exception as error:
         raise UserError(f"{folder}: {name} cannot be opened ({_line(error)})") from error
-    if dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+    header = store.spec().to_json()["metadata"]
+    wide = any(c > max(s, 1) for c, s in zip(header["chunks"], header["shape"], strict=True))
+    found = {**header, "dtype": dtype.name}
+    told = {key: value for key, value in (stated or {}).items() if key in found and value}
+    odd = [key for key, value in told.items() if key != "compressor" and found[key] != value]
+    if wide or header.get("order", "C") != "C" or str(header["dtype"]).startswith(">") or odd:
+        raise UserError(f"{folder / '.zarray'}: {name}: is not the header that T5X wrote")
+    if dtype.name not in _DTYPES:
         raise UserError(f"{folder}: ~ {name} is {dtype}, expected float32 or bfloat16")
 
     def read(index: Index) -> np.ndarray:
@@ -326,6 +374,9 @@ def _config(tensors: dict[str, Tensor], place: str) -> T5Config:
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{place}: its target is no T5: {error} is missing or misshapen") from error
     tied = tree.HEAD not in tensors
+    relu = "encoder/layers_0/mlp/wi/kernel" in tensors
+    if tied and not relu:
+        raise UserError(f"{place}: its target is no T5: - {tree.HEAD}")
     return T5Config(
         vocab_size=vocab_size,
         emb_dim=emb_dim,
@@ -334,7 +385,7 @@ def _config(tensors: dict[str, Tensor], place: str) -> T5Config:
         mlp_dim=mlp_dim,
         num_encoder_layers=count["encoder"],
         num_decoder_layers=count["decoder"],
-        activation="relu" if "encoder/layers_0/mlp/wi/kernel" in tensors else "gated-gelu",
+        activation="relu" if relu else "gated-gelu",
         tied_head=tied,
         scale_logits=tied,  # as T5X's network has it
         per_layer_position_bias=per_layer,

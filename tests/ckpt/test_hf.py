@@ -106,6 +106,15 @@ def test_what_we_write_we_read_and_both_transformers_read(variant):
     assert written["feed_forward_proj"] in ("relu", "gated-gelu")
 
 
+def test_stacks_of_unequal_depth():
+    config = tiny_config(num_encoder_layers=3, num_decoder_layers=1)
+    written = hf_config.to_hf(config)
+    assert (written["num_layers"], written["num_decoder_layers"]) == (3, 1)
+    assert hf_config.from_hf(written, tied_head=False, place="x") == config
+    del written["num_decoder_layers"]
+    assert hf_config.from_hf(written, tied_head=False, place="x").num_decoder_layers == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -239,7 +239,7 @@ def test_saving_replaces_a_backbone_and_nothing_else(tmp_path):
     same(load.load_backbone(tmp_path / "out", config).params, tiny_params(config, 1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match="exists and holds other files"):
         folders.save(tmp_path / "mine", tiny_params(config), config, None)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 

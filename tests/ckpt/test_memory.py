@@ -60,7 +60,6 @@ def test_conversion_holds_one_tensor_at_a_time(sparse, tmp_path):
     for source, target in zip(steps, steps[1:], strict=False):
         command = f"['convert', '--from={source}', '--to={target}']"
         held = peak(f"from prompt_jax.__main__ import main\nassert main({command}) == 0")
-        print("PEAK", held // 2**20)
         assert held <= BOUND, f"{source} -> {target}: {held / 2**20:.0f} MB"
 
 

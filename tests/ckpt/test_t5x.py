@@ -143,8 +143,11 @@ def test_a_missing_array_is_named(copy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": [64, 4096]}, r"~ encoder/layers_1/attention/query/kernel \[64, 4096\]"),
-        ({"dtype": "<i4"}, "query/kernel is int32"),
+        ({"shape": [64, 4096]}, "is not the header that T5X wrote"),
+        ({"dtype": ">f4"}, "is not the header that T5X wrote"),
+        ({"order": "F"}, "is not the header that T5X wrote"),
+        ({"chunks": [1 << 40, 1 << 20]}, "is not the header|cannot be opened"),
+        ({"dtype": "<i4"}, "is not the header that T5X wrote"),
         ({"shape": "wide"}, "cannot be opened"),
     ],
 )
@@ -165,6 +168,19 @@ def escape(packed, target):
     target["token_embedder"]["embedding"]["kvstore"]["path"] = "../elsewhere"
 
 
+def absolute(packed, target):
+    target["token_embedder"]["embedding"]["kvstore"]["path"] = "/etc/elsewhere"
+
+
+def another(packed, target):
+    path = "target.encoder.layers_0.attention.key.kernel"
+    target["encoder"]["layers_1"]["attention"]["key"]["kernel"]["kvstore"]["path"] = path
+
+
+def other_driver(packed, target):
+    target["token_embedder"]["embedding"]["driver"] = "n5"
+
+
 def rename(packed, target):
     target["encoder"]["norm"] = target["encoder"].pop("encoder_norm")
 
@@ -181,6 +197,9 @@ def whole_numbers(packed, target):
     ("change", "message"),
     [
         (escape, "'../elsewhere' leaves the folder"),
+        (absolute, "'/etc/elsewhere' leaves the folder"),
+        (other_driver, "leaves the folder"),
+        (another, "is another array's"),
         (rename, r"- encoder/encoder_norm/scale \[64\]; \+ encoder/norm/scale \[64\]"),
         (old, "no T5X checkpoint of version 3"),
         (whole_numbers, "encoder_norm/scale is int32"),
