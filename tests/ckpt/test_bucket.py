@@ -10,7 +10,7 @@ import urllib.parse
 
 import pytest
 
-from prompt_jax.ckpt import load, t5x
+from prompt_jax.ckpt import load, zarr
 from prompt_jax.ckpt.paths import resolve_path
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures" / "t5x"
@@ -47,41 +47,41 @@ def server():
         running.shutdown()
 
 
-def read(server, path):
-    """Fingerprint or error, in a process whose TensorStore asks that server."""
-    code = f"""
-from prompt_jax.ckpt import load
-from prompt_jax.errors import UserError
-try:
-    print("FOUND", load.load_backbone({path!r}).fingerprint)
-except UserError as error:
-    print("REFUSED", error)
-"""
+def prompt_jax(server, *flags):
+    """The command line, in a process whose TensorStore and TensorFlow ask that server."""
     environment = {
         **os.environ,
         "TENSORSTORE_GCS_HTTP_URL": server,
         "TENSORSTORE_GCS_REQUEST_CONCURRENCY": "4",
+        "TENSORSTORE_GCS_RETRY_MAX_ATTEMPTS": "1",
         "GCE_METADATA_ROOT": server.removeprefix("http://"),
         "JAX_PLATFORMS": "cpu",
     }
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    return next(line for line in out.stdout.splitlines() if line.startswith(("FOUND", "REFUSED")))
+    command = [sys.executable, "-m", "prompt_jax", *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_a_checkpoint_in_a_bucket_is_read(server):
+def test_a_checkpoint_in_a_bucket_is_converted(server, tmp_path):
+    out = prompt_jax(server, "convert", "--from=gs://models/mixed", f"--to={tmp_path / 'out'}")
+    assert out.returncode == 0, out.stderr
     local = load.load_backbone(FIXTURES / "mixed").fingerprint
-    assert read(server, "gs://models/mixed") == f"FOUND {local}"
+    assert load.load_backbone(tmp_path / "out").fingerprint == local
     assert "mixed/checkpoint" in Bucket.asked
     assert not any("param_states" in name for name in Bucket.asked)
 
 
+def test_what_is_not_in_the_bucket_is_one_line(server, tmp_path):
+    out = prompt_jax(server, "convert", "--from=t5x:gs://models/absent", f"--to={tmp_path / 'o'}")
+    assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr
+    last = out.stderr.splitlines()[-1]  # the library may have told of missing credentials
+    assert last.startswith("gs://models/absent: holds no file `checkpoint`")
+
+
 def test_paths_of_buckets():
-    assert t5x.kvstore(resolve_path("gs://b/c/checkpoint_1")) == {
+    assert zarr.kvstore(resolve_path("gs://b/c/checkpoint_1")) == {
         "driver": "gcs",
         "bucket": "b",
         "path": "c/checkpoint_1/",
     }
-    assert t5x.kvstore(resolve_path("t5x:gs://b/c"))["bucket"] == "b"
-    assert t5x.kvstore(resolve_path("/x/y")) == {"driver": "file", "path": "/x/y/"}
+    assert zarr.kvstore(resolve_path("t5x:gs://b/c"))["bucket"] == "b"
+    assert zarr.kvstore(resolve_path("/x/y")) == {"driver": "file", "path": "/x/y/"}
