@@ -322,6 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         _complain(error, "interrupted")
         return 130
+    except Exception as error:
+        # A bucket that cannot be read, in the words of the library that reads it.
+        if not type(error).__module__.startswith("tensorflow"):
+            raise
+        _complain(error, f"{type(error).__name__}: {error}")
+        return 2
 
 
 def _on_term(signum, frame):

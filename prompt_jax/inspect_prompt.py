@@ -88,7 +88,7 @@ def run_config(prompt: Prompt) -> dict[str, Any]:
         if (folder / name).exists():
             fields = hf.read_json(folder / name)
             flat = fields.get("config", fields)  # a record holds more than the config
-            if "Backbone.checkpoint" in flat:
+            if isinstance(flat, dict) and "Backbone.checkpoint" in flat:
                 return flat
     return {}
 

@@ -56,6 +56,12 @@ def ends_badly(args):
     }[args.how]
 
 
+def asks_a_bucket(args):
+    import tensorflow as tf
+
+    raise tf.errors.PermissionDeniedError(None, None, "gs://private/x:\n401")
+
+
 def gets_sigterm(args):
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -65,7 +71,7 @@ def verbs(monkeypatch):
     def how(parser):
         parser.add_argument("--how")
 
-    for function in (ends_badly, gets_sigterm):
+    for function in (ends_badly, gets_sigterm, asks_a_bucket):
         verb = cli.Verb("a test", how, f"{__name__}:{function.__name__}", gin=False)
         monkeypatch.setitem(cli.VERBS, function.__name__, verb)
     kept = signal.getsignal(signal.SIGTERM)
@@ -94,6 +100,11 @@ def test_exit_codes(verbs, capsys, monkeypatch, how, code, line):
 def test_a_bug_keeps_its_traceback(verbs):
     with pytest.raises(ZeroDivisionError):
         cli.main(["ends_badly", "--how=bug"])
+
+
+def test_a_bucket_that_cannot_be_read_is_one_line(verbs, capsys):
+    assert cli.main(["asks_a_bucket"]) == 2
+    assert capsys.readouterr().err == "PermissionDeniedError: gs://private/x: 401\n"
 
 
 def test_sigterm_anywhere_is_143(verbs, capsys):

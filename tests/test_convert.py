@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from prompt_jax.__main__ import main
 from prompt_jax.ckpt import folder, load, prompt_file, prompts
@@ -139,6 +139,65 @@ def test_what_is_no_target_is_refused(tmp_path, capsys):
         assert message in error and error.count("\n") == 1
     assert (tmp_path / "thesis" / "words.txt").read_text() == "mine"
     assert not (tmp_path / "x").exists()
+
+
+def test_the_target_may_not_touch_the_source(tmp_path, capsys, monkeypatch):
+    """Neither be it, hold it nor lie in it, by whatever name; the working directory stays too."""
+    source = tmp_path / "models" / "t5"
+    assert convert(f"--from={T5V11}", f"--to={source}") == 0
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    whole = {p.name: p.read_bytes() for p in source.iterdir()}
+    for target, message in (
+        (source, "may not be, hold or lie in the source"),
+        (source / "inside", "may not be, hold or lie in the source"),
+        (tmp_path / "models", "may not be, hold or lie in the source"),
+        (tmp_path / "link", "may not be, hold or lie in the source"),
+        (tmp_path / "work", "holds the working directory"),
+        (".", "holds the working directory"),
+    ):
+        for kind in ("", "t5x:"):
+            assert convert(f"--from={source}", f"--to={kind}{target}") == 2, target
+            assert message in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in source.iterdir()} == whole
+    assert {p.name for p in tmp_path.iterdir()} == {"models", "link", "work"}
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["t5"]
+
+
+def test_a_run_is_no_older_backbone(tmp_path, prompt, capsys):
+    """A MODEL_DIR, or a backbone with one more file, is never replaced."""
+    assert convert(f"--from={T5V11}", f"--to={tmp_path}/t5") == 0
+    (tmp_path / "t5" / "notes.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text("{}")
+    for target in ("t5", "run", "t5x:t5", "t5x:run"):
+        kind, _, name = target.rpartition(":")
+        flag = f"--to={kind}{':' if kind else ''}{tmp_path}/{name}"
+        assert convert(f"--from={T5V11}", flag) == 2
+        assert "exists and holds other files" in capsys.readouterr().err
+    assert (tmp_path / "t5" / "notes.txt").exists() and (tmp_path / "run" / "record.json").exists()
+
+
+def test_what_t5x_cannot_say_is_refused(tmp_path, capsys):
+    """It holds arrays alone: epsilon and the like would be read back as others."""
+    config = tiny_config(norm_epsilon=1e-5)
+    folder.save(tmp_path / "t5", tiny_params(config), config, None)
+    assert convert(f"--from={tmp_path}/t5", f"--to=t5x:{tmp_path}/out") == 2
+    assert "T5Config.norm_epsilon = 1e-05: a T5X checkpoint cannot" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["t5"]
+
+
+def test_an_incomplete_source_is_refused(tmp_path, capsys):
+    shutil.copytree(T5V11, tmp_path / "t5")
+    found = tensors(tmp_path / "t5")
+    found["surplus.weight"] = found.pop("decoder.final_layer_norm.weight")
+    save_file(found, tmp_path / "t5" / "model.safetensors")
+    for target in ("t5x:", ""):
+        assert convert(f"--from={tmp_path}/t5", f"--to={target}{tmp_path}/out") == 2
+        error = capsys.readouterr().err
+        assert "- decoder.final_layer_norm.weight" in error and "+ surplus.weight" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["t5"]
 
 
 def test_a_damaged_source_leaves_nothing(tmp_path, capsys):

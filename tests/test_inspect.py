@@ -12,10 +12,10 @@ import pytest
 from prompt_jax import similarity, train
 from prompt_jax.__main__ import main
 from prompt_jax.assemble import Method, assemble
-from prompt_jax.ckpt import load, prompt_file, save_result, tree
+from prompt_jax.ckpt import folder, load, prompt_file, save_result, tree
 from prompt_jax.config import resolve
 from prompt_jax.data.vocabulary import load_vocabulary
-from prompt_jax.testing.tiny import tiny_config
+from prompt_jax.testing.tiny import tiny_config, tiny_params
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 MICRO = "prompt_jax:micro_s"
@@ -179,15 +179,24 @@ def test_without_a_vocabulary_rows_have_numbers(capsys):
     assert "10 slots of width 64" in out and "#" in out and "give --vocabulary" in out
 
 
-def test_a_vocabulary_may_be_given(rows, capsys):
-    flags = [rows[0], f"--backbone={MICRO}", "--vocabulary=byte"]
-    assert inspect(*flags) == 0
+@pytest.fixture
+def of_bytes(tmp_path):
+    """A backbone of ByT5's table."""
+    config = tiny_config(vocab_size=384)
+    folder.save(tmp_path / "byt5", tiny_params(config), config, None)
+    return f"--backbone={tmp_path / 'byt5'}"
+
+
+def test_a_vocabulary_may_be_given(tmp_path, of_bytes, capsys):
+    np.save(tmp_path / "p.npy", vectors(0, 3, 64))
+    assert inspect(tmp_path / "p.npy", of_bytes, "--vocabulary=byte") == 0
     assert "among 259 pieces" in capsys.readouterr().out
 
 
-def test_pieces_are_no_markup_and_move_no_cursor(tmp_path, micro, capsys):
-    np.save(tmp_path / "p.npy", micro[0][[3 + ord(" "), 3 + ord("["), 3 + 0x1B]])
-    assert inspect(tmp_path / "p.npy", f"--backbone={MICRO}", "--vocabulary=byte") == 0
+def test_pieces_are_no_markup_and_move_no_cursor(tmp_path, of_bytes, capsys):
+    table = load.load_backbone(tmp_path / "byt5").params["token_embedder"]["embedding"]
+    np.save(tmp_path / "p.npy", table[np.array([ord(" "), ord("["), 0x1B]) + 3])
+    assert inspect(tmp_path / "p.npy", of_bytes, "--vocabulary=byte") == 0
     out = capsys.readouterr().out
     assert "▁ 1.00" in out and "[ 1.00" in out and "<0x1B> 1.00" in out and "\x1b" not in out
     for name in ("[red]one.npy", "[b]two.npy"):

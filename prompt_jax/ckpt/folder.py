@@ -96,7 +96,7 @@ def replace(
     there = folder.exists()
     if there and (not folder.is_dir() or any(folder.iterdir()) and not written(folder)):
         raise UserError(f"{folder}: exists and holds other files; name another one")
-    if os.path.realpath(os.getcwd()).startswith(f"{folder}{os.sep}".replace(os.sep * 2, os.sep)):
+    if epath.Path(os.path.realpath(os.getcwd())).is_relative_to(folder):
         raise UserError(f"{folder}: holds the working directory; name another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (folder.parent / f".{folder.name}.{what}" for what in ("writing", "old"))
@@ -160,6 +160,7 @@ def write(
             del array, stored
         try:
             save_file(held, str(folder / file), {"format": "pt"})
+            os.chmod(folder / file, 0o666 & ~_umask())  # safetensors makes it the owner's alone
         except SafetensorError as error:
             raise RunFailed(f"{folder / file}: cannot be written ({error})") from error
         del held
@@ -174,6 +175,11 @@ def write(
         _write_json(folder / hf.INDEX, index)
     _record(folder, digests)
     return digests
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -232,7 +238,8 @@ def recorded(folder: epath.Path) -> dict[str, str]:
     fields = hf.read_json(file)
     if fields.pop("digest", None) != _own_digest(fields):
         raise UserError(f"{file}: is damaged; {_REMEDY}")
-    if fields.get("format") != 1 or not fields.get("tensors"):
+    known = fields.get("files"), fields.get("tensors")
+    if fields.get("format") != 1 or not all(isinstance(each, dict) and each for each in known):
         raise UserError(f"{file}: has another format than this version reads; {_REMEDY}")
     for name, expected in fields["files"].items():
         if not (folder / name).exists():

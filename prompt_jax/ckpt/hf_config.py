@@ -6,6 +6,7 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.models.t5.config import T5Config
 
 FAMILIES = ("t5", "mt5", "umt5")
+_MOST_LAYERS = 1000  # of a stack
 
 
 def from_hf(config: dict[str, Any], *, tied_head: bool, place: str) -> T5Config:
@@ -40,10 +41,11 @@ def from_hf(config: dict[str, Any], *, tied_head: bool, place: str) -> T5Config:
     optional += ("relative_attention_max_distance",)
     for name in (*sizes, *(name for name in optional if config.get(name) is not None)):
         value = config.get(name)
-        if name in config and (type(value) is not int or not 0 < value < 1 << 31):
-            raise UserError(f"{place}: {name} = {value!r}: expected a positive whole number")
+        most = _MOST_LAYERS if name.endswith("layers") else 1 << 31
+        if name in config and (type(value) is not int or not 0 < value < most):
+            raise UserError(f"{place}: {name} = {value!r}: expected a whole number below {most}")
     for name in ("layer_norm_epsilon", "dropout_rate"):
-        if not isinstance(config.get(name, 0.0), int | float):
+        if type(config.get(name, 0.0)) not in (int, float):
             raise UserError(f"{place}: {name} = {config[name]!r}: expected a number")
     try:
         return T5Config(

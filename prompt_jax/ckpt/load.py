@@ -71,7 +71,8 @@ def load_backbone(
         Parameters and fingerprint.
 
     Raises:
-        UserError: missing (-), extra (+) or reshaped (~) tensors, listed; a damaged file.
+        UserError: missing (-), extra (+) or reshaped (~) tensors, listed; a damaged file; numbers
+            that are not finite.
     """
     source = open_source(path)
     config = config or source.config
@@ -151,7 +152,9 @@ def _leaf(source: Source, leaf: tree.Leaf, dtype: str, sharding: Place, digests:
     array = jnp.zeros(leaf.full_shape, dtype, device=whole)
     for layer, name in enumerate(leaf.names):
         row = _read(source.tensors[name], part)
-        array, sums = _put(whole)(array, row, jnp.int32(layer) if leaf.layers else None)
+        array, sums, finite = _put(whole)(array, row, jnp.int32(layer) if leaf.layers else None)
+        if not finite:
+            raise UserError(f"{source.place}: {source.own(name, ())[0]} holds NaN or infinity")
         digests[name] = fingerprint.digest(leaf.shape, np.asarray(sums))
         check_digests(source, {name: digests[name]})
     return array
@@ -173,12 +176,16 @@ def _read(tensor: Tensor, sharding: Sharding) -> Array:
 
 @functools.cache
 def _put(sharding: Sharding):
-    """Writes a tensor into its place of a leaf, in the leaf's dtype, and sums it up as read."""
+    """Writes a tensor into its place of a leaf, in the leaf's dtype.
+
+    Returns also its sums as read, and whether what is written is finite.
+    """
 
     def put(array: Array, row: Array, layer: Array | None):
         low = row.astype(array.dtype)
+        found = fingerprint.sums(row), jnp.isfinite(low).all()
         if layer is None:
-            return low, fingerprint.sums(row)
-        return jax.lax.dynamic_update_index_in_dim(array, low, layer, 0), fingerprint.sums(row)
+            return low, *found
+        return jax.lax.dynamic_update_index_in_dim(array, low, layer, 0), *found
 
-    return jax.jit(put, donate_argnums=0, out_shardings=(sharding, None))
+    return jax.jit(put, donate_argnums=0, out_shardings=(sharding, None, None))

@@ -65,9 +65,14 @@ def _cached(name: str) -> epath.Path:
     folder = hub_cache() / f"models--{name.replace('/', '--')}"
     main = folder / "refs" / "main"
     snapshots = sorted((folder / "snapshots").glob("*"))
-    if main.is_file():
-        snapshots = [folder / "snapshots" / main.read_text().strip()]
-    if len(snapshots) != 1 or not snapshots[0].is_dir():
+    revision = main.read_text().strip() if main.is_file() else ""
+    if revision:
+        snapshots = [folder / "snapshots" / revision]
+    if len(snapshots) > 1:
+        raise UserError(
+            f"hf:{name}: the hub cache holds several revisions; give one: {snapshots[0]}"
+        )
+    if not snapshots or not snapshots[0].is_dir():
         raise UserError(
             f"hf:{name}: no such folder, and not in the hub cache {hub_cache()}; "
             f"download it with: hf download {name}"

@@ -91,13 +91,11 @@ def load(path: str) -> PromptFile:
         raise UserError(f"prompt {path}: was written by an older version, without a digest")
     if metadata.pop("digest") != _digest(metadata, leaves):
         raise UserError(f"prompt {path}: is damaged: it is not what was written; copy it anew")
-    return PromptFile(
-        leaves=leaves,
-        method=metadata["method"],
-        length=int(metadata["length"]),
-        backbone=metadata["backbone"],
-        vocabulary=metadata["vocabulary"],
-    )
+    try:
+        said = {name: metadata[name] for name in ("method", "backbone", "vocabulary")}
+        return PromptFile(leaves=leaves, length=int(metadata["length"]), **said)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"prompt {path}: its header is damaged ({error})") from error
 
 
 def check(path: str, prompt: PromptFile, backbone: str, vocabulary: str) -> None:

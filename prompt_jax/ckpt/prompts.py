@@ -92,13 +92,16 @@ def input_vectors(path: PathLike, file: PromptFile) -> np.ndarray:
     """The `[P, H]` array of a prompt file.
 
     Raises:
-        UserError: its method has other leaves.
+        UserError: its method has other leaves, or not as many rows as it says.
     """
     if set(file.leaves) != {prompt_file.ENCODER}:
         raise UserError(
             f"prompt {path}: holds {sorted(file.leaves)}, expected [{prompt_file.ENCODER!r}]"
         )
-    return file.leaves[prompt_file.ENCODER]
+    array = file.leaves[prompt_file.ENCODER]
+    if array.shape[:1] != (file.length,):
+        raise UserError(f"prompt {path}: says length {file.length}, holds {list(array.shape)}")
+    return array
 
 
 def write_peft(path: PathLike, prompt: Prompt, base_model: str | None) -> None:

@@ -64,8 +64,12 @@ def open_checkpoint(folder: epath.Path) -> Source:
             continue
         stack = name.split("/")[0]
         axis = _layer_axis(stored, stack)
+        if len(tensor.shape) <= axis:
+            raise UserError(f"{folder}: {name} has shape {list(tensor.shape)}: no axis of layers")
         for layer in range(tensor.shape[axis]):
             each = name.replace("/layers/", f"/layers_{layer}/")
+            if each in stored:
+                raise UserError(f"{folder}: holds both {name} and {each}")
             tensors[each] = _layer(tensor, axis, layer)
     config = _config(tensors, str(folder))
     known = {name for leaf in tree.leaves(config) for name in leaf.names}

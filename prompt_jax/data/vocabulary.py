@@ -17,6 +17,7 @@ from prompt_jax.slots import SLOT0
 EXTRA_IDS = 100
 PAD, EOS, UNK = 0, 1, 2
 _BYTE_OFFSET, _BYTES = 3, 256
+_PADDED = 256  # rows of an embedding table without an id are fewer
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
@@ -140,16 +141,18 @@ def load_vocabulary(path: str) -> Vocabulary:
 
 
 def check_fits(vocabulary: Vocabulary, rows: int) -> None:
-    """Refuses a vocabulary with more ids than the embedding table has rows.
+    """Refuses a vocabulary that is not the embedding table's.
+
+    T5's tables are padded to a multiple of 128 rows: more than that is another vocabulary.
 
     Args:
         vocabulary: of the data.
         rows: V of the backbone.
 
     Raises:
-        UserError: ids beyond the table would be looked up silently wrong.
+        UserError: more ids than rows, or `_PADDED` rows or more without an id.
     """
-    if vocabulary.size > rows:
+    if not 0 <= rows - vocabulary.size < _PADDED:
         raise UserError(
             f"vocabulary of {vocabulary.size} ids does not fit an embedding table of {rows} rows; "
             "give the backbone's own vocabulary"

@@ -1,6 +1,7 @@
 """Our backbone folders: what is recorded when they are written, and refused when it is not so."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -94,3 +95,12 @@ def test_a_killed_save_is_swept_up(tmp_path):
     folder.save(tmp_path / "out", tiny_params(CONFIG), CONFIG, None)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert not (tmp_path / "out" / "half").exists()
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder.save(tmp_path / "out", tiny_params(CONFIG), CONFIG, None)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()} == {0o640}

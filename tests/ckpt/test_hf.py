@@ -121,6 +121,9 @@ def test_stacks_of_unequal_depth():
         ({"model_type": "bart"}, "model_type 'bart'.*'t5'"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj 'gated-silu'.*gated-gelu"),
         ({"d_kv": None}, "'d_kv' is missing"),
+        ({"num_layers": 10_000_000}, "num_layers = 10000000: expected a whole number below 1000"),
+        ({"d_model": True}, "d_model = True: expected a whole number"),
+        ({"layer_norm_epsilon": False}, "layer_norm_epsilon = False: expected a number"),
     ],
 )
 def test_other_models_are_refused(change, message):

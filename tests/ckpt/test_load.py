@@ -261,3 +261,65 @@ def test_saving_another_tree_is_refused(tmp_path):
     params = tiny_params(tiny_config("t5_1_0"))
     with pytest.raises(UserError, match="decoder/logits_dense/kernel"):
         folders.save(tmp_path / "out", params, tiny_config(), None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("scale_logits", True), ("norm_epsilon", 1e-5), ("position_max_distance", 64)],
+)
+def test_what_no_shape_shows_must_agree_too(field, value):
+    message = rf"config\.json: says {field} = .*T5Config\.{field} = {value}"
+    with pytest.raises(UserError, match=message):
+        load.load_backbone(TINY, tiny_config(**{field: value}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+    def change(tensors):
+        tensors["encoder.block.1.layer.0.SelfAttention.q.weight"][3, 5] = value
+
+    with pytest.raises(UserError, match=r"block\.1\.layer\.0\.SelfAttention\.q\.weight holds NaN"):
+        load.load_backbone(altered(tmp_path, change))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A foreign folder of several files: their index alone says what lies where."""
+    folders.save(
+        tmp_path / "t5", tiny_params(tiny_config()), tiny_config(), None, shard_bytes=300_000
+    )
+    (tmp_path / "t5" / folders.RECORD).unlink()
+    return tmp_path / "t5"
+
+
+def test_an_index_must_be_what_the_files_hold(shards):
+    index = shards / hf.INDEX
+    fields = json.loads(index.read_text())
+    one, other = sorted(set(fields["weight_map"].values()))[:2]
+    moved = next(name for name, file in fields["weight_map"].items() if file == one)
+    index.write_text(json.dumps({"weight_map": {**fields["weight_map"], moved: other}}))
+    with pytest.raises(UserError, match=f"{hf.INDEX}: is not what the files hold: {moved}"):
+        load.load_backbone(shards)
+
+
+def test_a_tensor_in_two_files_is_refused(shards):
+    first, second = sorted(shards.glob("model-*.safetensors"))[:2]
+    tensors = load_file(second) | dict([next(iter(load_file(first).items()))])
+    save_file(tensors, second)
+    with pytest.raises(UserError, match=f"is in {first.name} too"):
+        load.load_backbone(shards)
+
+
+def test_one_file_beside_an_index_is_refused(shards):
+    shutil.copy(next(shards.glob("model-*.safetensors")), shards / hf.WEIGHTS)
+    with pytest.raises(UserError, match=f"holds both {hf.WEIGHTS} and {hf.INDEX}"):
+        load.load_backbone(shards)
+
+
+def test_a_missing_head_is_not_a_tied_one(tmp_path):
+    """Where config.json says that the head is not tied."""
+    folder = altered(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
+    fields = json.loads((folder / hf.CONFIG).read_text())
+    (folder / hf.CONFIG).write_text(json.dumps(fields | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match=r"- lm_head\.weight"):
+        load.load_backbone(folder)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -44,6 +45,46 @@ def sparse(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def sparse_inline(tmp_path_factory):
+    """A T5X checkpoint with scanned layers and every array inside the msgpack file."""
+    folder, tree_of = tmp_path_factory.mktemp("inline"), {}
+    for leaf in tree.leaves(CONFIG):
+        shape = list(leaf.shape)
+        if leaf.layers:
+            shape.insert(1, leaf.layers)
+        path = [
+            p.replace("relpos_bias", "relative_posemb") if leaf.layers else p for p in leaf.path
+        ]
+        node = tree_of
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = shape
+    pack = msgpack.Packer()
+
+    def put(file, node):
+        if isinstance(node, dict):
+            file.write(pack.pack_map_header(len(node)))
+            for key, child in node.items():
+                file.write(pack.pack(key))
+                put(file, child)
+        elif isinstance(node, list):
+            size = 4 * int(np.prod(node))
+            head = (
+                b"\x93" + pack.pack(node) + pack.pack("float32") + b"\xc6" + size.to_bytes(4, "big")
+            )
+            file.write(b"\xc9" + (len(head) + size).to_bytes(4, "big") + b"\x01" + head)
+            file.seek(size, 1)
+            file.truncate()
+        else:
+            file.write(pack.pack(node))
+
+    with open(folder / "checkpoint", "wb") as file:
+        put(file, {"optimizer": {"target": tree_of}, "version": 3})
+    assert (folder / "checkpoint").stat().st_size > 1.2e9
+    return folder
+
+
 def peak(code):
     """The most bytes that a process held while it ran `code`."""
     report = "\nimport resource\nprint('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
@@ -61,6 +102,14 @@ def test_conversion_holds_one_tensor_at_a_time(sparse, tmp_path):
         command = f"['convert', '--from={source}', '--to={target}']"
         held = peak(f"from prompt_jax.__main__ import main\nassert main({command}) == 0")
         assert held <= BOUND, f"{source} -> {target}: {held / 2**20:.0f} MB"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_inline_arrays_of_scanned_layers_are_read_one_at_a_time(sparse_inline, tmp_path):
+    command = f"['convert', '--from={sparse_inline}', '--to={tmp_path}/hf']"
+    held = peak(f"from prompt_jax.__main__ import main\nassert main({command}) == 0")
+    assert held <= BOUND, f"{held / 2**20:.0f} MB"
 
 
 @pytest.mark.slow

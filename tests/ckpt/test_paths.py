@@ -80,3 +80,10 @@ def test_targets_lose_their_prefix():
     assert str(paths.target_path("hf:new/folder")) == "new/folder"
     assert str(paths.target_path("t5x:gs://b/c")) == "gs://b/c"
     assert str(paths.target_path("plain")) == "plain"
+
+
+def test_several_revisions_without_a_main_are_told_apart(cache):
+    (cache / "snapshots" / "def456").mkdir()
+    (cache / "refs" / "main").write_text("")
+    with pytest.raises(UserError, match="several revisions; give one: .*snapshots/abc123"):
+        paths.resolve_path("hf:org/tiny")

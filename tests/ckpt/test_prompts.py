@@ -217,3 +217,32 @@ def test_format_of_an_unknown_version(tmp_path, prompt, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="format '9', this version reads '1'"):
         prompts.read(tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": None}, "its header is damaged"),
+        ({"length": "four"}, "its header is damaged"),
+        ({"length": "4"}, r"says length 4, holds \[5, 64\]"),
+    ],
+)
+def test_headers_that_nobody_of_us_wrote(tmp_path, prompt, change, message):
+    """The digest is right: the file is what its writer meant."""
+    path = tmp_path / "p.safetensors"
+    prompts.write_ours(str(path), prompt, "b", "v")
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    metadata = {k: v for k, v in (metadata | change).items() if v is not None and k != "digest"}
+    leaves = load_file(path)
+    save_file(leaves, path, metadata | {"digest": prompt_file._digest(metadata, leaves)})
+    with pytest.raises(UserError, match=message):
+        prompts.read(path)
+
+
+def test_a_prompt_of_another_vocabulary_is_refused(tmp_path, prompt):
+    prompts.write_ours(str(tmp_path / "p.safetensors"), prompt, "b", "v")
+    file = prompts.read(tmp_path / "p.safetensors").file
+    prompt_file.check("p", file, "b", "v")
+    with pytest.raises(UserError, match="on the vocabulary v, here is w; --force"):
+        prompt_file.check("p", file, "b", "w")

@@ -77,6 +77,9 @@ def test_table_must_hold_every_id(words):
     vocabulary.check_fits(words, words.size)
     with pytest.raises(UserError, match=str(words.size)):
         vocabulary.check_fits(words, words.size - 1)
+    vocabulary.check_fits(words, words.size + 125)  # ByT5's 384 rows for 259 bytes
+    with pytest.raises(UserError, match="does not fit an embedding table"):
+        vocabulary.check_fits(words, words.size + 256)
 
 
 def test_no_vocabulary_is_one_line(tmp_path):
