@@ -33,7 +33,10 @@ CORE = [
     "rich>=13.9",
     "tensorboardX>=2.6.2",
     "matplotlib>=3.9",
-    "scikit-learn>=1.5",  # the bag-of-words baseline
+    "scikit-learn>=1.5",  # F1, Matthews; the bag-of-words baseline
+    "scipy>=1.11",  # correlations
+    "sacrebleu>=2.4",
+    "rouge-score>=0.1.2",
 ]
 TEST = [
     "pytest>=8.3",

@@ -110,6 +110,7 @@ def _flags_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary", default="prompt_jax:micro_s", help="a backbone folder or .model"
     )
+    parser.add_argument("--plot", metavar="FILE", help="draw the lengths of NAME as a PNG")
     parser.add_argument("--json", metavar="FILE", help="also write what is shown as JSON")
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables: of a run, drawn from its record alone; of prompts' similarities."""
+"""Figures: of a run, from its record alone; of prompts' similarities; of tasks' lengths."""
 
 import io
 import pathlib
@@ -95,3 +95,30 @@ def bag_of_words(train: tuple[list[str], list[str]], test: tuple[list[str], list
     vectorizer = CountVectorizer(ngram_range=(1, 1), token_pattern=r"(?u)\b\w+\b")
     model = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train[0]), train[1])
     return float(model.score(vectorizer.transform(test[0]), test[1]))
+
+
+def draw_lengths(title: str, histogram: dict[str, list[list[int]]]) -> bytes:
+    """Histograms of the lengths of a task's examples.
+
+    Args:
+        title: the task and split.
+        histogram: feature -> (edges, counts), in own tokens.
+
+    Returns:
+        A PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shape = {"figsize": (4.5 * len(histogram), 3.4), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(1, len(histogram), **shape)
+    for ax, (name, (edges, counts)) in zip(axes[0], histogram.items(), strict=True):
+        ax.stairs(counts, edges, fill=True, color="#1f5fa8")
+        ax.set(xlabel="own tokens (EOS included)", ylabel="examples", title=name)
+    figure.suptitle(title, fontsize=10)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    plt.close(figure)
+    return png.getvalue()

@@ -1,44 +1,114 @@
-"""GLUE. SST-2: is a sentence of a film review positive or negative? (Socher et al. 2013.)"""
+"""GLUE, all nine (Wang et al. 2018). Text as T5 casts it, without the name of the task in front.
+
+RTE is registered with SuperGLUE, which has the same rows.
+"""
 
 import functools
-import os
 
-from prompt_jax.data.preprocess import cast_text, read_tsv, text_task, verbalize
-from prompt_jax.errors import UserError
+from prompt_jax.data import metrics
+from prompt_jax.data.source import Row, Source
+from prompt_jax.data.task import Task, register, register_mixture, register_text_task
 
-
-def _files(split: str) -> list[str]:
-    """The TSV file of a split under PROMPT_JAX_DATA, if there is one."""
-    folder = os.environ.get("PROMPT_JAX_DATA", "")
-    path = os.path.join(folder, "sst2", f"{split}.tsv")
-    return [path] if folder and os.path.isfile(path) else []
+FAMILY = "glue"
+_PAIR = "sentence1: {sentence1} sentence2: {sentence2}"
+_ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
 
 
-def _read(split: str) -> list[dict]:
-    """Rows with `sentence`, `label` and `idx`, from the TSV file, else from TFDS."""
-    if files := _files(split):
-        return [{**row, "idx": number} for number, row in enumerate(read_tsv(files[0]))]
-    try:
-        import tensorflow_datasets as tfds
-
-        rows = list(tfds.as_numpy(tfds.load("glue/sst2", split=split)))
-    except Exception as error:  # TFDS raises whatever its downloader met
-        raise UserError(
-            f"sst2 {split!r} is not here: allow TFDS to download glue/sst2, or set PROMPT_JAX_DATA "
-            f"to a folder that holds sst2/{split}.tsv ({type(error).__name__})"
-        ) from error
-    return [
-        {"sentence": row["sentence"], "label": str(row["label"]), "idx": int(row["idx"])}
-        for row in rows
-    ]
+def _words(*names: str) -> dict[str, str]:
+    """Verbalizers that are the labels' own names."""
+    return {name: name for name in names}
 
 
-text_task(
-    "sst2",
-    _read,
-    files=_files,
-    preprocessors=[
-        functools.partial(cast_text, inputs="{sentence}"),
-        functools.partial(verbalize, words={"0": "negative", "1": "positive"}),
-    ],
+_COLA = ("unacceptable", "acceptable")
+register_text_task(
+    "cola",
+    Source("cola", "glue/cola"),
+    "sentence: {sentence}",
+    verbalizers=_words(*_COLA),
+    metrics=(functools.partial(metrics.matthews, labels=_COLA), metrics.accuracy),
+    family=FAMILY,
 )
+register_text_task(
+    "sst2",
+    Source("sst2", "glue/sst2"),
+    "sentence: {sentence}",
+    verbalizers=_words("negative", "positive"),
+    family=FAMILY,
+)
+register_text_task(
+    "mrpc",
+    Source("mrpc", "glue/mrpc"),
+    _PAIR,
+    verbalizers=_words("not_equivalent", "equivalent"),
+    metrics=(metrics.accuracy, functools.partial(metrics.f1, positive="equivalent")),
+    family=FAMILY,
+)
+register_text_task(
+    "qqp",
+    Source("qqp", "glue/qqp"),
+    "question1: {question1} question2: {question2}",
+    verbalizers=_words("not_duplicate", "duplicate"),
+    metrics=(metrics.accuracy, functools.partial(metrics.f1, positive="duplicate")),
+    family=FAMILY,
+)
+register_text_task(
+    "mnli",
+    Source(
+        "mnli",
+        "glue/mnli",
+        splits=("train", "validation", "validation_mismatched", "test", "test_mismatched"),
+        tfds_splits={"validation": "validation_matched", "test": "test_matched"},
+    ),
+    "hypothesis: {hypothesis} premise: {premise}",
+    verbalizers=_words("entailment", "neutral", "contradiction"),
+    family=FAMILY,
+)
+register_text_task(
+    "qnli",
+    Source("qnli", "glue/qnli"),
+    "question: {question} sentence: {sentence}",
+    verbalizers=_ENTAILMENT,
+    family=FAMILY,
+)
+register_text_task(
+    "wnli",
+    Source("wnli", "glue/wnli"),
+    _PAIR,
+    verbalizers=_words("not_entailment", "entailment"),
+    family=FAMILY,
+)
+
+
+def _similarity(row: Row, split: str) -> list[dict]:
+    """The score from 0 to 5 as text, to the nearest fifth (Raffel et al. 2020, section 2.4)."""
+    del split
+    score = float(row["label"])
+    text = f"{round(score * 5) / 5:.1f}"
+    inputs = f"sentence1: {row['sentence1']} sentence2: {row['sentence2']}"
+    return [{"inputs": inputs, "targets": text, "score": score, "idx": row["idx"]}]
+
+
+def _score(text: str, example: Row) -> float | None:
+    del example
+    return metrics.number(text)
+
+
+def _gold(example: Row) -> float:
+    return float(example["score"])
+
+
+register(
+    Task(
+        "stsb",
+        Source("stsb", "glue/stsb"),
+        _similarity,
+        (metrics.correlation,),
+        answer=_score,
+        target=_gold,
+        family=FAMILY,
+    )
+)
+
+TASKS = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+register_mixture("glue", TASKS, cap=2**19, family=FAMILY)
+register_mixture("glue_equal", TASKS, family=FAMILY)

@@ -3,11 +3,10 @@
 import functools
 import pathlib
 
-import seqio
-
 from prompt_jax.data import metrics, micro
 from prompt_jax.data.micro import tasks
-from prompt_jax.data.preprocess import text_task
+from prompt_jax.data.source import Rows
+from prompt_jax.data.task import Task, register, register_mixture
 
 SEED = 0
 # What a cache of these tasks depends on: the generator's own source.
@@ -23,12 +22,24 @@ def _read(split: str, name: str) -> list[dict]:
     return tasks.examples(name, split, SEED, 0, tasks.SPLITS[split])
 
 
-for _name in tasks.NAMES:
-    text_task(
-        _name,
-        functools.partial(_read, name=_name),
-        files=_files,
-        metric_fns=[metrics.squad if _name.startswith("micro_qa") else metrics.accuracy],
-    )
+def _as_written(row: dict, split: str) -> list[dict]:
+    del split
+    return [row]
 
-seqio.MixtureRegistry.add("micro_all", list(tasks.NAMES), default_rate=1.0)
+
+_LABELS = {
+    "micro_sentiment": ("negative", "positive"),
+    "micro_sentiment_shift": ("negative", "positive"),
+    "micro_entailment": ("entailment", "not_entailment"),
+    "micro_paraphrase": ("different", "equivalent"),
+    "micro_paraphrase_shift": ("different", "equivalent"),
+    "micro_boolq": ("no", "yes"),
+}
+for _name in tasks.NAMES:
+    _source = Rows(functools.partial(_read, name=_name), reads=_files)
+    _labels = _LABELS.get(_name, ())
+    _choice = (metrics.accuracy, functools.partial(metrics.invalid, labels=_labels))
+    _metrics = _choice if _labels else (metrics.squad,)
+    register(Task(_name, _source, _as_written, _metrics, labels=_labels, family="micro"))
+
+register_mixture("micro_all", tasks.NAMES, family="micro")

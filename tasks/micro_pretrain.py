@@ -6,11 +6,10 @@ The natural sources read the folder named by PROMPT_JAX_CORPORA. None of these i
 import functools
 import pathlib
 
-import seqio
-
 from prompt_jax.data import micro
 from prompt_jax.data.micro import corpora, instruct, text
-from prompt_jax.data.preprocess import text_task
+from prompt_jax.data.source import Rows
+from prompt_jax.data.task import Task, register, register_mixture
 
 SEED = 0
 TRAIN, VALIDATION = 300_000, 2_000
@@ -47,7 +46,16 @@ def _corpus_ratings(split: str) -> list[dict]:
     return corpora.rating_examples(split, SEED, 0, _count(split, RATINGS))
 
 
-_add = functools.partial(text_task, splits=("train", "validation"), metric_fns=(), files=_files)
+def _as_written(row: dict, split: str) -> list[dict]:
+    del split
+    return [row]
+
+
+def _add(name: str, read, text_only: bool = False) -> None:
+    source = Rows(read, ("train", "validation"), _files)
+    register(Task(name, source, _as_written, family="pretraining", text_only=text_only))
+
+
 _add("micro_text", _text, text_only=True)
 _add("micro_questions", functools.partial(_instruct, tasks=instruct.QUESTIONS))
 _add("micro_cues", functools.partial(_instruct, tasks=instruct.CUES))
@@ -72,4 +80,4 @@ for _name, _parts in {
     "micro_mixture": [("micro_instruct", 0.91), ("corpus_ratings", 0.05), *_TEXT],
     "micro_mixture_no_sentiment": [("micro_instruct_no_sentiment", 0.96), *_TEXT],
 }.items():
-    seqio.MixtureRegistry.add(_name, _parts)
+    register_mixture(_name, dict(_parts), family="pretraining")

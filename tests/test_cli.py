@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from prompt_jax import __main__ as cli
-from prompt_jax.data import index, show
+from prompt_jax.data import show, task
 from prompt_jax.errors import Interrupted, RunFailed, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -225,18 +225,22 @@ def test_tasks_lists_the_index(tmp_path):
     code, out, err, _ = shell("tasks", "--json=tasks.json", cwd=tmp_path)
     assert (code, err) == (0, "")
     records = json.loads((tmp_path / "tasks.json").read_text())
-    assert [record["name"] for record in records] == list(index.TASKS)
-    for name in index.TASKS:
-        assert name in out
+    assert [record["name"] for record in records] == list(task.shipped())
+    assert all(name in out for name in task.shipped())
 
 
 def test_source_state(monkeypatch, tmp_path):
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
-    assert "TFDS" in show.source_state("sst2", index.TASKS["sst2"])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    sst2 = task.shipped()["sst2"]
+    assert show.source_state(sst2) == "needs network: TFDS glue/sst2"
+    (tmp_path / "tfds" / "glue" / "sst2").mkdir(parents=True)
+    assert show.source_state(sst2) == "cached: TFDS glue/sst2"
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2" / "train.tsv").write_text("sentence\tlabel\n")
     monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
-    assert show.source_state("sst2", index.TASKS["sst2"]) == f"{tmp_path / 'sst2'} (train)"
+    assert show.source_state(sst2) == f"local: {tmp_path / 'sst2'} (train)"
+    assert show.source_state(task.shipped()["glue"]).startswith("mixture of cola, sst2")
 
 
 def test_tasks_shows_examples(tmp_path, monkeypatch, capsys):

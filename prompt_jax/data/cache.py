@@ -20,6 +20,7 @@ import numpy as np
 
 from prompt_jax.data.fingerprint import describe, file_hash, fingerprint
 from prompt_jax.data.registry import TaskHandle, get_task, get_tasks, load_seqio
+from prompt_jax.data.source import plain
 from prompt_jax.data.vocabulary import Vocabulary
 from prompt_jax.errors import UserError, nearest
 from prompt_jax.slots import SLOT0
@@ -224,7 +225,10 @@ def _as_user_error(name: str, split: str, error: Exception) -> UserError:
     """One line out of what seqio or TensorFlow raised; our own message where there is one."""
     text = str(error)
     if found := re.search(r"UserError: (.*)", text):
-        return UserError(f"task {name!r} split {split!r}: {found.group(1)}")
+        said = found.group(1)
+        return UserError(
+            said if said.startswith("task ") else f"task {name!r} split {split!r}: {said}"
+        )
     if found := re.search(r"missing expected output feature after preprocessing: (\w+)", text):
         return UserError(
             f"task {name!r} split {split!r}: its examples lack {found.group(1)!r} after its "
@@ -268,7 +272,7 @@ def _write(task: Any, split: str, lengths: dict | None, folder: str, key: str) -
                 if features[name].add_eos and not ended:
                     tokens = np.append(tokens, 1)
                 writer.add(tokens.astype(np.int32))
-            file.write(json.dumps(_plain(example), ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(plain(example), ensure_ascii=False).encode() + b"\n")
             lines.append(file.tell())
     if len(lines) == 1:
         raise UserError(f"task {task.name!r} split {split!r} has no examples")
@@ -315,16 +319,3 @@ def _rows(value: Any, tokens: bool) -> list:
     if tokens:
         return list(value)
     return value.to_list() if hasattr(value, "to_list") else value.tolist()
-
-
-def _plain(value: Any) -> Any:
-    """A feature as JSON has it: bytes as text, arrays and ragged tensors as lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value

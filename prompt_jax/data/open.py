@@ -19,7 +19,7 @@ def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: in
     Raises:
         UserError: unknown task or split, no examples, a prompt that does not fit.
     """
-    tasks, rates = cache.get_tasks(data.mixture_or_task_name, data.mixture_or_task_module)
+    tasks, rate = cache.get_tasks(data.mixture_or_task_name, data.mixture_or_task_module)
     sources = {
         name: cache.build(
             name,
@@ -31,11 +31,12 @@ def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: in
         )
         for name in tasks
     }
+    weights = {name: rate(name, len(source)) for name, source in sources.items()}
     return Loader(
         data,
         sources,
         slots=layout.slot_ids(slots),
-        weights=rates if len(sources) > 1 else None,
+        weights=weights if len(sources) > 1 else None,
         vocabulary_size=vocabulary.size,
         process=(jax.process_index(), jax.process_count()),
         row_multiple=row_multiple,

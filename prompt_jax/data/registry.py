@@ -1,4 +1,4 @@
-"""Tasks by name: seqio's registry, the shipped tasks, the user's module; and a task's metrics."""
+"""Tasks by name: ours, the user's module, seqio's registry; and how a task is evaluated."""
 
 import functools
 import importlib
@@ -6,13 +6,15 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from prompt_jax.data import index
+from prompt_jax.data import task as tasks_of
 from prompt_jax.errors import UserError, nearest
+
+Rate = Callable[[str, int], float]
 
 
 class TaskHandle:
@@ -29,12 +31,6 @@ class TaskHandle:
     def splits(self) -> tuple[str, ...]:
         """Names of the task's splits (a TFDS task may ask the network)."""
         return tuple(self._task.splits)
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of the task's metric functions."""
-        functions = self._task.metric_fns
-        return tuple(getattr(fn, "__name__", type(fn).__name__) for fn in functions)
 
     def postprocess(self, text: str, example: Mapping, is_target: bool = False) -> Any:
         """A model's text, or the target's, in the form that the metrics compare.
@@ -109,9 +105,30 @@ def _import_user(module: str) -> None:
         ) from error
 
 
-def get_tasks(
-    name: str, module: str | None = None
-) -> tuple[dict[str, TaskHandle], dict[str, float]]:
+def find(name: str, module: str | None = None) -> tasks_of.Task | tasks_of.Mixture | None:
+    """A task or mixture that was registered with us; None where only seqio knows it, if any.
+
+    Args:
+        name: what MIXTURE_OR_TASK_NAME says.
+        module: MIXTURE_OR_TASK_MODULE, imported first.
+    """
+    if module:
+        _import_user(str(module))
+    if name not in tasks_of.REGISTRY:
+        tasks_of.shipped()
+    return tasks_of.REGISTRY.get(name)
+
+
+def unknown(name: str, known: Iterable[str], module: str | None) -> UserError:
+    """What to say of a name that nobody registered."""
+    looked = "tasks/*.py" + (f", {module}" if module else "")
+    return UserError(
+        f"no task or mixture {name!r}: {nearest(name, known)} "
+        f"(looked in {looked}; other tasks need MIXTURE_OR_TASK_MODULE)"
+    )
+
+
+def get_tasks(name: str, module: str | None = None) -> tuple[dict[str, TaskHandle], Rate]:
     """The tasks of a mixture, or the one task of that name.
 
     Args:
@@ -119,29 +136,31 @@ def get_tasks(
         module: MIXTURE_OR_TASK_MODULE, imported first.
 
     Returns:
-        (name -> task, name -> mixing rate).
+        (name -> task, (name, examples) -> mixing rate).
 
     Raises:
         UserError: nothing of that name; the message has the nearest ones and where it looked.
     """
     seqio = load_seqio()
-    if module:
-        _import_user(str(module))
-    known = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
-    if name not in known and name in index.TASKS:
-        importlib.import_module(f"prompt_jax.tasks.{index.TASKS[name].module}")
+    entry = find(name, module)
+    if isinstance(entry, tasks_of.Mixture):
+        return {part: get_task(part) for part in entry.rates}, entry.rate
+    if entry is not None:
+        from prompt_jax.data import preprocess
+
+        return {name: TaskHandle(preprocess.to_seqio(entry))}, _alone
     if name in seqio.MixtureRegistry.names():
         mixture = seqio.MixtureRegistry.get(name)
-        tasks = {task.name: TaskHandle(task) for task in mixture.tasks}
-        return tasks, {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+        rates = {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+        return {task.name: TaskHandle(task) for task in mixture.tasks}, lambda part, _: rates[part]
     if name in seqio.TaskRegistry.names():
-        return {name: TaskHandle(seqio.TaskRegistry.get(name))}, {name: 1.0}
-    files = sorted({f"tasks/{entry.module}.py" for entry in index.TASKS.values()})
-    looked = ", ".join([*files, *([str(module)] if module else [])])
-    raise UserError(
-        f"no task or mixture {name!r}: {nearest(name, known | set(index.TASKS))} "
-        f"(looked in {looked}; other tasks need MIXTURE_OR_TASK_MODULE)"
-    )
+        return {name: TaskHandle(seqio.TaskRegistry.get(name))}, _alone
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names(), *tasks_of.REGISTRY}
+    raise unknown(name, known, module)
+
+
+def _alone(task: str, size: int) -> float:
+    return 1.0
 
 
 def get_task(name: str, module: str | None = None) -> TaskHandle:

@@ -1,50 +1,40 @@
 """`prompt-jax tasks`: what there is (without TensorFlow), and what a task's examples become."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from prompt_jax.data import index
 from prompt_jax.data import layout as lay
 from prompt_jax.data.quiet import quiet_start
-from prompt_jax.errors import UserError, nearest
+from prompt_jax.data.task import REGISTRY, Mixture, Task, shipped
 from prompt_jax.slots import SLOT0
+
+_MOST_LABELS = 20  # more different targets than this are no labels
+_BINS = 16
 
 
 def check_name(name: str, module: str | None = None) -> None:
-    """Refuses an unknown task; looks into the static index, and imports only a user's module.
+    """Refuses an unknown task; seqio is asked only where a user's module registers with it.
 
     Raises:
         UserError: nothing of that name; the nearest ones and where they were looked for.
     """
-    if module:
-        from prompt_jax.data import cache
+    from prompt_jax.data import registry
 
+    if registry.find(name, module) is None:
+        if module is None:
+            raise registry.unknown(name, REGISTRY, None)
         with quiet_start():
-            cache.get_tasks(name, module)
-    elif name not in index.TASKS:
-        files = ", ".join(sorted({f"tasks/{entry.module}.py" for entry in index.TASKS.values()}))
-        raise UserError(
-            f"no task or mixture {name!r}: {nearest(name, index.TASKS)} "
-            f"(looked in {files}; other tasks need MIXTURE_OR_TASK_MODULE)"
-        )
+            registry.get_tasks(name, module)
 
 
-def source_state(name: str, entry: index.Entry) -> str:
-    """Where the examples of a shipped task come from, here and now."""
-    if entry.parts:
-        return "mixture of " + ", ".join(entry.parts)
-    if entry.family == "micro":
-        return "generated, offline"
-    folder = pathlib.Path(os.environ.get("PROMPT_JAX_DATA", ""), name)
-    if os.environ.get("PROMPT_JAX_DATA"):
-        there = [split for split in entry.splits if (folder / f"{split}.tsv").is_file()]
-        if there:
-            return f"{folder} ({', '.join(there)})"
-    return f"TFDS; or PROMPT_JAX_DATA with {name}/{{{','.join(entry.splits)}}}.tsv"
+def source_state(entry: Task | Mixture) -> str:
+    """Where the examples of a task come from, here and now."""
+    if isinstance(entry, Mixture):
+        return "mixture of " + ", ".join(entry.rates)
+    return entry.source.state()
 
 
 def tasks_command(args) -> None:
@@ -53,27 +43,51 @@ def tasks_command(args) -> None:
     Raises:
         UserError: no such task or split, or its examples cannot be read.
     """
-    shown = describe(args) if args.name else listing()
+    shown = describe(args) if args.name else listing(args.module)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(shown, indent=1) + "\n")
+    if args.plot and not args.name:
+        raise UserError("--plot: give the NAME of a task")
+    if args.plot:
+        from prompt_jax.report import draw_lengths
+
+        title = f"{shown['name']}, {shown['split']}"
+        pathlib.Path(args.plot).write_bytes(draw_lengths(title, shown["histogram"]))
     if args.name:
         _print_task(shown)
     else:
         _print_table(shown)
 
 
-def listing() -> list[dict[str, Any]]:
-    """A record per shipped task: name, family, splits, metrics, source."""
-    return [
-        {
-            "name": name,
-            "family": entry.family,
-            "splits": list(entry.splits),
-            "metrics": list(entry.metrics),
-            "source": source_state(name, entry),
-        }
-        for name, entry in index.TASKS.items()
-    ]
+def listing(module: str | None = None) -> list[dict[str, Any]]:
+    """A record per task and mixture: name, family, splits, metrics, source.
+
+    Args:
+        module: MIXTURE_OR_TASK_MODULE; its tasks come first.
+    """
+    from prompt_jax.data import registry
+
+    entries = {}
+    if module:
+        before = set(REGISTRY)
+        registry.find("", module)
+        entries = {name: entry for name, entry in REGISTRY.items() if name not in before}
+    return [_record(name, entry) for name, entry in (entries | shipped()).items()]
+
+
+def _record(name: str, entry: Task | Mixture) -> dict[str, Any]:
+    tasks = [entry]
+    if isinstance(entry, Mixture):
+        tasks = [REGISTRY[part] for part in entry.rates if part in REGISTRY]
+    splits = [split for split in tasks[0].splits if all(split in t.splits for t in tasks)]
+    metrics = dict.fromkeys(metric for task in tasks for metric in task.metric_names)
+    return {
+        "name": name,
+        "family": entry.family,
+        "splits": splits,
+        "metrics": list(metrics),
+        "source": source_state(entry),
+    }
 
 
 def describe(args) -> dict[str, Any]:
@@ -84,7 +98,9 @@ def describe(args) -> dict[str, Any]:
             `vocabulary` (a local path, or "byte") of the command line.
 
     Returns:
-        {"name", "split", "examples", "lengths": {feature: {...}}, "shown": [...]}.
+        {"name", "split", "examples", "lengths": {feature: {...}}, "smallest": lengths that cut
+        fewer than 1 % of the examples, "splits": {split: {"examples", "truncated", "labels"}},
+        "histogram": {feature: [edges, counts]}, "shown": [...]}.
     """
     from prompt_jax.data import cache
     from prompt_jax.data.vocabulary import load_vocabulary
@@ -98,6 +114,14 @@ def describe(args) -> dict[str, Any]:
     limits = {"inputs": args.inputs, "targets": args.targets}
     first = next(iter(tasks))  # of a mixture: its first task, named in the output
     built = cache.build(first, split, vocabulary, module=args.module, lengths=limits)
+    others = {split: built}
+    for other in [] if args.split else tasks[first].splits:
+        try:
+            others[other] = cache.build(
+                first, other, vocabulary, module=args.module, lengths=limits
+            )
+        except UserError:
+            others.setdefault(other, None)  # not here; only the split that was asked for must be
     slots = lay.slot_ids(args.prompt_length)
     return {
         "name": first,
@@ -106,6 +130,9 @@ def describe(args) -> dict[str, Any]:
         "examples": len(built),
         "vocabulary": args.vocabulary,
         "lengths": _lengths(built, limits),
+        "smallest": _smallest(built),
+        "splits": {name: _account(of, limits) for name, of in others.items()},
+        "histogram": {name: _histogram(column) for name, column in _columns(built).items()},
         "shown": [
             _example(built, at, vocabulary, limits, slots, args.layout)
             for at in range(min(args.count, len(built)))
@@ -115,12 +142,6 @@ def describe(args) -> dict[str, Any]:
 
 def _lengths(built, limits: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Per feature: own tokens (EOS included) and the share of examples that are cut."""
-    lengths = built.lengths()
-    if lengths is None:
-        targets = [len(built.targets(at)) for at in range(len(built))]
-        columns = {"targets": np.array(targets)}
-    else:
-        columns = dict(zip(("inputs", "targets"), lengths.T, strict=True))
     return {
         name: {
             "mean": round(float(column.mean()), 1),
@@ -130,8 +151,52 @@ def _lengths(built, limits: dict[str, int]) -> dict[str, dict[str, Any]]:
             "limit": limits[name],
             "truncated": round(float((column > limits[name]).mean()), 4),
         }
-        for name, column in columns.items()
+        for name, column in _columns(built).items()
     }
+
+
+def _columns(built) -> dict[str, np.ndarray]:
+    """Own tokens of every example, EOS included, by feature."""
+    lengths = built.lengths()
+    if lengths is None:
+        return {"targets": np.array([len(built.targets(at)) for at in range(len(built))])}
+    return dict(zip(("inputs", "targets"), lengths.T, strict=True))
+
+
+def _smallest(built) -> dict[str, int]:
+    """The smallest TASK_FEATURE_LENGTHS that cut fewer than 1 % of the examples."""
+    return {
+        name: int(np.sort(column)[len(column) - 1 - (len(column) - 1) // 100])
+        for name, column in _columns(built).items()
+    }
+
+
+def _account(built, limits: dict[str, int]) -> dict[str, Any] | None:
+    """Examples of a split, how many of them are cut, and how often each short target occurs."""
+    if built is None:
+        return None
+    columns = _columns(built)
+    cut = np.zeros(len(built), bool)
+    for name, column in columns.items():
+        cut |= column > limits[name]
+    texts: dict[str, int] = {}
+    for at in range(len(built)):
+        text = built.example(at).get("targets_pretokenized", "")
+        texts[text] = texts.get(text, 0) + 1
+        if len(texts) > _MOST_LABELS:
+            texts = {}
+            break
+    labels = dict(sorted(texts.items(), key=lambda item: -item[1]))
+    truncated = round(float(cut.mean()), 4)
+    return {"examples": len(built), "truncated": truncated, "labels": labels or None}
+
+
+def _histogram(lengths: np.ndarray) -> list[list[int]]:
+    """Edges and counts of at most `_BINS` bins of equal width."""
+    width = max(1, -(-int(lengths.max()) // _BINS))
+    edges = np.arange(0, int(lengths.max()) + width + 1, width)
+    counts, _ = np.histogram(lengths, edges)
+    return [edges.tolist(), counts.tolist()]
 
 
 def _example(built, at: int, vocabulary, limits, slots, layout: str) -> dict[str, Any]:
@@ -193,6 +258,22 @@ def _print_task(shown: dict[str, Any]) -> None:
         print(
             f"  {name}: tokens mean {of['mean']}, median {of['median']}, 95% {of['p95']}, longest "
             f"{of['longest']}; limit {of['limit']} cuts {100 * of['truncated']:.1f}% of examples"
+        )
+    for name, (edges, counts) in shown["histogram"].items():
+        print(f"  lengths of {name}:")
+        top = max(counts)
+        for edge, following, count in zip(edges, edges[1:], counts, strict=False):
+            print(f"    {edge:5d} .. {following - 1:<5d} {count:8d} {'#' * -(-40 * count // top)}")
+    smallest = ", ".join(f"'{name}': {length}" for name, length in shown["smallest"].items())
+    print(f"  smallest that cut fewer than 1 %: TASK_FEATURE_LENGTHS = {{{smallest}}}")
+    for name, of in shown["splits"].items():
+        if of is None:
+            print(f"  {name}: not here")
+            continue
+        labels = ", ".join(f"{text!r} {count}" for text, count in (of["labels"] or {}).items())
+        print(
+            f"  {name}: {of['examples']} examples, {100 * of['truncated']:.1f}% cut"
+            + (f"; {labels}" if labels else "")
         )
     for number, example in enumerate(shown["shown"]):
         print(f"\n#{number}  {json.dumps(example['features'], ensure_ascii=False)}")

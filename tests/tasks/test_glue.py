@@ -1,5 +1,6 @@
 """SST-2, from made-up files of the published form; and the packing bars on the real rows."""
 
+import itertools
 import os
 
 import numpy as np
@@ -23,13 +24,19 @@ def folder(tmp_path, monkeypatch):
 def test_sst2_from_files(folder, tmp_path):
     (folder / "train.tsv").write_text('sentence\tlabel\na "fine" film\t1\nno wit , none\t0\n')
     made = cache.build("sst2", "train", BYTE, str(tmp_path / "cache"))
-    assert [BYTE.decode(made.inputs(i)) for i in range(2)] == ['a "fine" film', "no wit , none"]
+    assert [BYTE.decode(made.inputs(i)) for i in range(2)] == [
+        'sentence: a "fine" film',
+        "sentence: no wit , none",
+    ]
     assert [BYTE.decode(made.targets(i)) for i in range(2)] == ["positive", "negative"]
     example = made.example(1)
     assert example["label"] == "0" and example["idx"] == 1
     task = cache.get_task("sst2")
     assert task.target(example) == "negative"
-    assert task.metrics(["negative", "positive"], ["negative", "x"]) == {"accuracy": 0.5}
+    assert task.metrics(["negative", "positive"], ["negative", "x"]) == {
+        "accuracy": 0.5,
+        "invalid": 0.5,
+    }
 
 
 def test_sst2_follows_the_files_content(folder, tmp_path):
@@ -42,7 +49,9 @@ def test_sst2_follows_the_files_content(folder, tmp_path):
 
 def test_sst2_with_a_strange_label(folder, tmp_path):
     (folder / "test.tsv").write_text("sentence\tlabel\nfine\t-1\n")
-    with pytest.raises(UserError, match="label '-1' .*no verbalizer.*'1'") as caught:
+    with pytest.raises(
+        UserError, match="label '-1' has no verbalizer; valid: negative, positive; the split has no"
+    ) as caught:
         cache.build("sst2", "test", BYTE, str(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
 
@@ -55,7 +64,9 @@ def test_sst2_nowhere_says_both_ways(tmp_path, monkeypatch):
 
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
     monkeypatch.setattr(tfds, "load", offline)
-    with pytest.raises(UserError, match="TFDS .*glue/sst2.*PROMPT_JAX_DATA") as caught:
+    with pytest.raises(
+        UserError, match=r"PROMPT_JAX_DATA/sst2/validation\{.*TFDS download glue/sst2.*no network"
+    ) as caught:
         cache.build("sst2", "validation", BYTE, str(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
 
@@ -73,7 +84,7 @@ def test_sst2_from_tfds(tmp_path, monkeypatch):
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
     monkeypatch.setattr(tfds, "load", load)
     made = cache.build("sst2", "validation", BYTE, str(tmp_path / "cache"))
-    assert BYTE.decode(made.inputs(0)) == "fine film" and made.example(0)["idx"] == 7
+    assert BYTE.decode(made.inputs(0)) == "sentence: fine film" and made.example(0)["idx"] == 7
     assert [BYTE.decode(made.targets(i)) for i in range(2)] == ["positive", "negative"]
 
 
@@ -86,13 +97,13 @@ def real(name: str) -> str:
 
 def test_packing_bars_on_sst2(tmp_path):
     """P = 20, batch 32, T5's 32k vocabulary where PROMPT_JAX_VOCABULARY names it."""
-    from prompt_jax.data.preprocess import read_tsv
+    from prompt_jax.data.source import read_rows
 
     vocabulary = os.environ.get("PROMPT_JAX_VOCABULARY", "")
     if not os.path.isfile(vocabulary):
         pytest.skip("PROMPT_JAX_VOCABULARY names no sentencepiece model of T5")
     words = load_vocabulary(vocabulary)
-    rows = read_tsv(real("train.tsv"))[:20000]
+    rows = list(itertools.islice(read_rows(real("train.tsv")), 20000))
 
     class Rows:
         pairs = [[*words.encode(row["sentence"]), 1] for row in rows]
