@@ -87,6 +87,12 @@ class Context:
         return self.made[key]
 
 
+def on_task(context: Context, name: str) -> Context:
+    """The same model on another task or mixture; compiled functions are shared."""
+    data = dataclasses.replace(context.run.data, mixture_or_task_name=name)
+    return dataclasses.replace(context, run=dataclasses.replace(context.run, data=data))
+
+
 def run(context: Context, trainable: Tree, split: str, clock: Clock) -> dict[str, float]:
     """Runs every evaluator of a run on a split.
 
@@ -200,12 +206,11 @@ def answers(
     vocabulary = context.opened.vocabulary
     length = decoding.max_length or context.run.data.task_feature_lengths["targets"]
     generate = context.once(
-        ("decode", decoding, length), lambda: _generator(context.model, decoding, length)
+        ("decode", decoding, length), lambda: _generator(context, decoding, length)
     )
     out = []
     for index, (batch, real) in enumerate(_batches(context, requests, batch_size)):
-        key = jax.random.fold_in(jax.random.key(decoding.seed), index)
-        tokens, scores = jax.device_get(generate(params, batch, key))
+        tokens, scores = jax.device_get(generate(params, batch, np.int32(index)))
         out += [
             Answer(vocabulary.decode([int(t) for t in row]), float(score))
             for row, score in zip(tokens[:real], scores[:real], strict=True)
@@ -217,15 +222,17 @@ def _batches(context: Context, requests: Sequence[Request], batch_size: int):
     rows = context.shardings.mesh.shape["data"]
     slot_layout = context.run.data.layout
     for batch, real in batches(requests, batch_size, slot_layout, rows):
-        yield context.shardings.put_batch(batch), real
+        yield context.shardings.put_same(batch), real
 
 
-def _generator(model: Model, decoding: Decoding, length: int):
-    """`(params, batch, key) -> (tokens [B, length], scores [B])`, compiled."""
+def _generator(context: Context, decoding: Decoding, length: int):
+    """`(params, batch, number) -> (tokens [B, length], scores [B])`, compiled; whole everywhere."""
+    model = context.model
     beam = decode.Beam(decoding.beam_size, decoding.length_penalty, decoding.length_penalty_form)
     sampling = decode.Sampling(1, decoding.temperature, decoding.top_k, decoding.top_p)
 
-    def generate(params, batch, key):
+    def generate(params, batch, number):
+        key = jax.random.fold_in(jax.random.key(decoding.seed), number)
         decoder = _decoder(model, params, batch, length)
         if decoding.mode == "beam":
             found = decode.beam_search(decoder, batch, beam)
@@ -235,7 +242,7 @@ def _generator(model: Model, decoding: Decoding, length: int):
             found = decode.greedy(decoder, batch)
         return found.tokens[:, 0], found.scores[:, 0]
 
-    return jax.jit(generate)
+    return jax.jit(generate, out_shardings=context.shardings.replicated)
 
 
 def _decoder(model: Model, params: Tree, batch: dict, length: int) -> decode.Decoder:
@@ -257,7 +264,8 @@ def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
         rows = (len(batch["encoder_segment_ids"]), *targets.shape)
         return decode.score_targets(decoder, batch, jnp.broadcast_to(targets, rows))
 
-    scorer = context.once(("rank", decoding), lambda: jax.jit(score))
+    whole = context.shardings.replicated
+    scorer = context.once(("rank", decoding), lambda: jax.jit(score, out_shardings=whole))
     out = []
     for batch, real in _batches(context, requests, batch_size):
         scores = np.asarray(jax.device_get(scorer(params, batch)))[:real]

@@ -77,7 +77,7 @@ class Predictor:
         model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
         backbone = run.backbone
         tuned = folder / "backbone"
-        if not run.method.bank:
+        if not run.method.bank and (run.train_steps or tuned.exists()):
             if not tuned.exists():
                 raise UserError(f"--model_dir {run_dir}: the run wrote no backbone folder yet")
             backbone = dataclasses.replace(backbone, checkpoint=str(tuned), random_weights=False)

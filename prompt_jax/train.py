@@ -15,6 +15,7 @@ from prompt_jax.assemble import Method, Model, Tree, assemble
 from prompt_jax.backbone import Backbone, Opened, open_backbone
 from prompt_jax.ckpt import save_result
 from prompt_jax.ckpt.store import Store
+from prompt_jax.data import cache
 from prompt_jax.data.loader import Data
 from prompt_jax.data.open import open_loader
 from prompt_jax.errors import Interrupted, UserError, nearest
@@ -43,6 +44,8 @@ class Run:
         random_seed: of inits, dropout and data order (RANDOM_SEED).
         eval_split: the split that chooses the best checkpoint.
         final_splits: splits on which the best checkpoint is evaluated at the end.
+        transfer_tasks: other tasks on which it is evaluated too, without training on them: their
+            `eval_split`, in the record under "TASK/SPLIT".
         best_metric: the name of the metric that chooses; higher is better.
         patience: evaluations without a better metric before the run stops, 0 for never.
         evaluators: what an evaluation computes.
@@ -64,6 +67,7 @@ class Run:
     random_seed: int = 0
     eval_split: str = "validation"
     final_splits: tuple[str, ...] = ()
+    transfer_tasks: tuple[str, ...] = ()
     best_metric: str = "accuracy"
     patience: int = 0
     evaluators: tuple = (evaluate.TaskMetrics(),)
@@ -78,6 +82,7 @@ RESTARTABLE = (
     "Run.checkpoint_period",
     "Run.log_period",
     "Run.final_splits",
+    "Run.transfer_tasks",
     "Run.keep_latest",
     "Run.keep_best",
     "Run.model_dir",
@@ -109,6 +114,7 @@ def run(resolved) -> dict[str, Any]:
     opened = open_backbone(run.backbone, model, shardings)
     rows = mesh.shape["data"] * run.num_microbatches
     loader = open_loader(run.data, opened.vocabulary, run.method.slots, rows)
+    check_transfer(run)
     claim(resolved)  # only now: a start that fails above leaves MODEL_DIR free
     log.info("%s", banner(run, opened, shardings, loader))
     shapes = {path: leaf.shape for path, leaf in opened.params.items()}
@@ -169,6 +175,10 @@ def run(resolved) -> dict[str, Any]:
             state = store.restore(best["step"], state).state
         for split in (run.eval_split, *run.final_splits):
             record.metrics[split] = evaluate.run(context, state.trainable, split, clock)
+        for task in run.transfer_tasks:
+            there = evaluate.on_task(context, task)
+            metrics = evaluate.run(there, state.trainable, run.eval_split, clock)
+            record.metrics[f"{task}/{run.eval_split}"] = metrics
         record.prompt_file = save_result.save(
             run.model_dir, model, opened, state.trainable, last_trainable
         )
@@ -212,6 +222,22 @@ def check(run: Run) -> None:
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 
 
+def check_transfer(run: Run) -> None:
+    """Refuses transfer tasks that cannot be evaluated at the end.
+
+    Raises:
+        UserError: unknown, or without the split that is evaluated.
+    """
+    for name in run.transfer_tasks:
+        tasks, _ = cache.get_tasks(name, run.data.mixture_or_task_module)
+        for task in tasks.values():
+            if run.eval_split not in task.splits:
+                raise UserError(
+                    f"Run.transfer_tasks: task {task.name!r} has no split {run.eval_split!r}: "
+                    f"{nearest(run.eval_split, task.splits)}"
+                )
+
+
 def claim(resolved) -> None:
     """Writes `MODEL_DIR/config.gin`, or checks that the run there is this one.
 
@@ -249,8 +275,8 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings):
     key = purpose_key(jax.random.key(run.random_seed), 0, INIT)
     prompt = model.init_prompt(key, opened.init_vocabulary())
     frozen, trainable = run.method.trainable.split({**opened.params, **prompt})
-    if not trainable:
-        raise UserError("Trainable.rules leave nothing to train")
+    if not trainable and run.train_steps:
+        raise UserError("Trainable.rules leave nothing to train; TRAIN_STEPS=0 evaluates")
     trainable = {
         path: jax.device_put(jnp.array(leaf, jnp.float32), shardings.leaf(path, leaf.shape, False))
         for path, leaf in trainable.items()

@@ -1,7 +1,4 @@
-"""GLUE, all nine (Wang et al. 2018). Text as T5 casts it, without the name of the task in front.
-
-RTE is registered with SuperGLUE, which has the same rows.
-"""
+"""GLUE, all nine (Wang et al. 2018). Text as T5 casts it, without the name of the task in front."""
 
 import functools
 
@@ -67,6 +64,13 @@ register_text_task(
     "qnli",
     Source("qnli", "glue/qnli"),
     "question: {question} sentence: {sentence}",
+    verbalizers=_ENTAILMENT,
+    family=FAMILY,
+)
+register_text_task(
+    "rte",
+    Source("rte", "glue/rte"),
+    _PAIR,
     verbalizers=_ENTAILMENT,
     family=FAMILY,
 )

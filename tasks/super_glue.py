@@ -1,7 +1,7 @@
 """SuperGLUE, all eight (Wang et al. 2019). Text as T5 casts it, without the name of the task.
 
-WSC is the generation of the referent: only true pairs train, and an answer that names the referent
-says "True" (Raffel et al. 2020, section 2.4).
+RTE is GLUE's task: the rows are the same. WSC is the generation of the referent: only true pairs
+train, and an answer that names the referent says "True" (Raffel et al. 2020, section 2.4).
 """
 
 import functools
@@ -45,13 +45,6 @@ register_text_task(
     Source("copa", "super_glue/copa"),
     "choice1: {choice1} choice2: {choice2} premise: {premise} question: {question}",
     verbalizers={"choice1": "choice1", "choice2": "choice2"},
-    family=FAMILY,
-)
-register_text_task(
-    "rte",
-    Source("rte", "super_glue/rte"),
-    "hypothesis: {hypothesis} premise: {premise}",
-    verbalizers={"entailment": "entailment", "not_entailment": "not_entailment"},
     family=FAMILY,
 )
 register_text_task(

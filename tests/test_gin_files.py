@@ -17,6 +17,7 @@ MODELS = sorted(path.stem for path in gin_folder().glob("models/*.gin"))
 PAIRS = [
     ("prompt_tune", "prompt_tuning"),
     ("model_tune", "model_tuning"),
+    ("prompt_tune", "prompt_design"),
     ("demo", "prompt_tuning"),
     ("pretrain", "pretraining"),
     ("lm_adapt", "pretraining"),

@@ -22,11 +22,13 @@ def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
         last: trainable leaves of the last step.
 
     Returns:
-        The prompt file, or, where weights of the backbone moved, the backbone folder.
+        The prompt file; where weights of the backbone moved, the backbone folder; or nothing.
     """
     if any(path.startswith("backbone/") for path in best):
         params = {**opened.params, **best}
         return save_backbone(folder, model, params, opened.vocabulary.path)
+    if not best:
+        return ""  # nothing was learned: the backbone answers as it is
     fingerprints = (opened.fingerprint, opened.vocabulary.fingerprint)
     return save_prompt(folder, model, fingerprints, best, last)
 

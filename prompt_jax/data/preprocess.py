@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from prompt_jax.data.quiet import quiet_start
-from prompt_jax.data.task import REGISTRY, Mixture, Task, shipped
+from prompt_jax.data.task import REGISTRY, Mixture, Task, known
 from prompt_jax.errors import UserError
 
 with quiet_start():
@@ -78,8 +78,7 @@ def to_seqio(task: Task) -> seqio.Task:
 
 def into_seqio() -> None:
     """Registers every task and mixture of ours with seqio, for programs that ask seqio for them."""
-    shipped()
-    for entry in list(REGISTRY.values()):
+    for entry in known().values():
         if isinstance(entry, Task):
             to_seqio(entry)
     for entry in list(REGISTRY.values()):

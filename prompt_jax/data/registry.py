@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prompt_jax.data import task as tasks_of
+from prompt_jax.data import variants
 from prompt_jax.errors import UserError, nearest
 
 Rate = Callable[[str, int], float]
@@ -115,8 +116,8 @@ def find(name: str, module: str | None = None) -> tasks_of.Task | tasks_of.Mixtu
     if module:
         _import_user(str(module))
     if name not in tasks_of.REGISTRY:
-        tasks_of.shipped()
-    return tasks_of.REGISTRY.get(name)
+        tasks_of.known()
+    return tasks_of.REGISTRY.get(name) or variants.derive(name, find)
 
 
 def unknown(name: str, known: Iterable[str], module: str | None) -> UserError:

@@ -8,7 +8,7 @@ import numpy as np
 
 from prompt_jax.data import layout as lay
 from prompt_jax.data.quiet import quiet_start
-from prompt_jax.data.task import REGISTRY, Mixture, Task, shipped
+from prompt_jax.data.task import REGISTRY, Mixture, Task, known
 from prompt_jax.slots import SLOT0
 
 _MOST_LABELS = 20  # more different targets than this are no labels
@@ -63,16 +63,15 @@ def listing(module: str | None = None) -> list[dict[str, Any]]:
     """A record per task and mixture: name, family, splits, metrics, source.
 
     Args:
-        module: MIXTURE_OR_TASK_MODULE; its tasks come first.
+        module: MIXTURE_OR_TASK_MODULE; its tasks come last.
     """
     from prompt_jax.data import registry
 
-    entries = {}
+    entries = known()
     if module:
-        before = set(REGISTRY)
         registry.find("", module)
-        entries = {name: entry for name, entry in REGISTRY.items() if name not in before}
-    return [_record(name, entry) for name, entry in (entries | shipped()).items()]
+        entries |= known()
+    return [_record(name, entry) for name, entry in entries.items()]
 
 
 def _record(name: str, entry: Task | Mixture) -> dict[str, Any]:

@@ -109,14 +109,17 @@ def register(entry: Task | Mixture) -> Task | Mixture:
     return REGISTRY.setdefault(entry.name, entry)
 
 
+def known() -> dict[str, Task | Mixture]:
+    """Every task and mixture of the project, and what the program has registered, by name."""
+    _import_shipped()
+    return dict(REGISTRY)
+
+
 @functools.cache
-def shipped() -> dict[str, Task | Mixture]:
-    """Every task and mixture of the project, by name."""
+def _import_shipped() -> None:
     package = importlib.import_module("prompt_jax.tasks")
-    before = set(REGISTRY)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return {name: entry for name, entry in REGISTRY.items() if name not in before}
 
 
 # --- casts ---

@@ -81,6 +81,13 @@ class Shardings:
             for name, array in batch.items()
         }
 
+    def put_same(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Host rows -> device arrays, every process holding all rows."""
+        return {
+            name: jax.make_array_from_callback(array.shape, self.rows, array.__getitem__)
+            for name, array in batch.items()
+        }
+
     def like(self, tree: dict[str, jax.Array]):
         """A function that gives each leaf of a train state its place.
 

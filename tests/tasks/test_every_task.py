@@ -20,8 +20,8 @@ from prompt_jax.step import loss_and_grads
 from prompt_jax.testing.tiny import tiny_config
 
 BYTE = load_vocabulary("byte")
-TASKS = {name: e for name, e in task.shipped().items() if isinstance(e, task.Task)}
-MIXTURES = {name: e for name, e in task.shipped().items() if isinstance(e, task.Mixture)}
+TASKS = {name: e for name, e in task.known().items() if isinstance(e, task.Task)}
+MIXTURES = {name: e for name, e in task.known().items() if isinstance(e, task.Mixture)}
 # Random values of TFDS' mock are no rows of these: language lists, labels without a class.
 ROWS = {
     "xnli": {"premise": "es regnet", "hypothesis": "it rains", "label": "neutral"},
