@@ -58,6 +58,7 @@ REGISTRY = {
     "Parallel": "prompt_jax.parallel.mesh:Parallel",
     "TaskMetrics": "prompt_jax.evaluate:TaskMetrics",
     "Decoding": "prompt_jax.evaluate:Decoding",
+    "TemplateEnsemble": "prompt_jax.ensemble:TemplateEnsemble",
     "LossGap": "prompt_jax.probes:LossGap",
     "PromptProbe": "prompt_jax.probes:PromptProbe",
     "Data": "prompt_jax.data.loader:Data",

@@ -254,7 +254,35 @@ def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
     """The label with the highest log-likelihood, for every request."""
     if not decoding.labels:
         raise UserError("rank classification needs labels to choose from, e.g. --label=positive")
-    encoded = [context.opened.vocabulary.encode(label) for label in decoding.labels]
+    scores = label_scores(context, params, requests, decoding.labels, batch_size)
+    best = scores.argmax(1)
+    return [
+        Answer(decoding.labels[at], float(row[at])) for at, row in zip(best, scores, strict=True)
+    ]
+
+
+def label_scores(
+    context: Context,
+    params: Tree,
+    requests: Sequence[Request],
+    labels: tuple[str, ...],
+    batch_size: int,
+    normalise: bool = False,
+) -> np.ndarray:
+    """The log-likelihood of every label, for every request.
+
+    Args:
+        context: of the run.
+        params: frozen and trainable leaves, joined.
+        requests: inputs and slots.
+        labels: C texts.
+        batch_size: rows of a batch.
+        normalise: divide by the label's number of tokens.
+
+    Returns:
+        float32 [n, C], in nats.
+    """
+    encoded = [context.opened.vocabulary.encode(label) for label in labels]
     targets = np.zeros((len(encoded), max(map(len, encoded)) + 1), np.int32)
     for row, tokens in zip(targets, encoded, strict=True):
         row[: len(tokens) + 1] = [*tokens, layout.EOS]
@@ -262,12 +290,13 @@ def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
     def score(params, batch):
         decoder = _decoder(context.model, params, batch, targets.shape[1])
         rows = (len(batch["encoder_segment_ids"]), *targets.shape)
-        return decode.score_targets(decoder, batch, jnp.broadcast_to(targets, rows))
+        wanted = jnp.broadcast_to(targets, rows)
+        return decode.score_targets(decoder, batch, wanted, normalise=normalise)
 
     whole = context.shardings.replicated
-    scorer = context.once(("rank", decoding), lambda: jax.jit(score, out_shardings=whole))
-    out = []
+    make = lambda: jax.jit(score, out_shardings=whole)  # noqa: E731
+    scorer = context.once(("rank", labels, normalise), make)
+    out = [np.zeros((0, len(labels)), np.float32)]
     for batch, real in _batches(context, requests, batch_size):
-        scores = np.asarray(jax.device_get(scorer(params, batch)))[:real]
-        out += [Answer(decoding.labels[int(np.argmax(row))], float(row.max())) for row in scores]
-    return out
+        out.append(np.asarray(jax.device_get(scorer(params, batch)))[:real])
+    return np.concatenate(out)

@@ -249,20 +249,49 @@ def test_tasks_shows_examples(tmp_path, monkeypatch, capsys):
     (tmp_path / "sst2").mkdir()
     lines = "sentence\tlabel\ngood\t1\nbad film\t0\n"
     (tmp_path / "sst2" / "train.tsv").write_text(lines)
+    (tmp_path / "sst2" / "test.tsv").write_text(lines + "fine\t1\n")
     monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
     monkeypatch.setenv("PROMPT_JAX_CACHE", str(tmp_path / "cache"))
-    argv = ["tasks", "sst2", "--vocabulary=byte", "--prompt_length=3", "--inputs=5", "--targets=4"]
-    assert cli.main([*argv, f"--json={tmp_path / 'x.json'}"]) == 0
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    argv = ["tasks", "sst2", "--vocabulary=byte", "--prompt_length=3", "--inputs=15", "--targets=9"]
+    files = [f"--json={tmp_path / 'x.json'}", f"--plot={tmp_path / 'x.png'}"]
+    assert cli.main([*argv, *files]) == 0
     shown = json.loads((tmp_path / "x.json").read_text())
     assert shown["examples"] == 2
     assert shown["lengths"]["inputs"] == {
-        "mean": 7.0, "median": 7, "p95": 9, "longest": 9, "limit": 5, "truncated": 0.5,
+        "mean": 17.0, "median": 17, "p95": 19, "longest": 19, "limit": 15, "truncated": 0.5,
     }  # fmt: skip
     first, second = shown["shown"]
-    assert first["inputs"]["row"] == ["[slot 0..2]", "g", "o", "o", "d", "</s>"]
-    assert first["inputs"]["truncated_to"] is None and first["inputs"]["row_length"] == 8
-    assert second["inputs"]["row"] == ["[slot 0..2]", "b", "a", "d", " ", "</s>"]
-    assert second["inputs"]["truncated_to"] == 5 and second["inputs"]["tokens"] == 9
+    assert first["inputs"]["row"] == ["[slot 0..2]", *"sentence: good", "</s>"]
+    assert first["inputs"]["truncated_to"] is None and first["inputs"]["row_length"] == 18
+    assert second["inputs"]["row"] == ["[slot 0..2]", *"sentence: bad ", "</s>"]
+    assert second["inputs"]["truncated_to"] == 15 and second["inputs"]["tokens"] == 19
     assert second["features"]["label"] == "0"
+    assert shown["smallest"] == {"inputs": 19, "targets": 9}
+    half = {"examples": 2, "truncated": 0.5, "labels": {"positive": 1, "negative": 1}}
+    assert shown["splits"]["train"] == half
+    assert shown["splits"]["validation"] is None
+    assert shown["splits"]["test"]["labels"] == {"positive": 2, "negative": 1}
+    edges, counts = shown["histogram"]["inputs"]
+    assert (edges[0], edges[-1]) == (15, 20) and counts == [1, 0, 0, 0, 1]
+    assert (tmp_path / "x.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     out = capsys.readouterr().out
-    assert "[slot 0..2] g o o d </s>" in out and "cuts 50.0% of examples" in out
+    assert "[slot 0..2] s e n t e n c e :   g o o d </s>" in out
+    assert "cuts 50.0% of examples" in out and "validation: not here" in out
+    assert "TASK_FEATURE_LENGTHS = {'inputs': 19, 'targets': 9}" in out
+
+
+def test_the_smallest_lengths_cut_fewer_than_one_in_a_hundred(tmp_path, monkeypatch):
+    """Of 200 examples one may be cut, not two; of 100 none."""
+    monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
+    monkeypatch.setenv("PROMPT_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "sst2").mkdir()
+    for split, count, expected in (("train", 200, 14), ("test", 100, 24)):
+        long = ["x" * 20, "x" * 3] + ["x" * 3] * (count - 2) if count == 200 else ["x" * 13]
+        texts = long if count == 200 else [*long, *["x"] * (count - 1)]
+        lines = "".join(f"{text}\t1\n" for text in texts)
+        (tmp_path / "sst2" / f"{split}.tsv").write_text(f"sentence\tlabel\n{lines}")
+        flags = ["tasks", "sst2", "--vocabulary=byte", f"--split={split}"]
+        assert cli.main([*flags, f"--json={tmp_path / 'x.json'}"]) == 0
+        shown = json.loads((tmp_path / "x.json").read_text())
+        assert shown["smallest"]["inputs"] == expected, split

@@ -38,6 +38,7 @@ ALLOWED = {
     },
     "probes": {"assemble", "data", "evaluate", "losses", "parts", "step"},
     "evaluate": {"assemble", "backbone", "data", "decode", "ledger", "parallel", "requests"},
+    "ensemble": {"assemble", "data", "evaluate"},
     "requests": {"data"},
     "decode": {"models"},
     "backbone": {"assemble", "ckpt", "data", "models", "parallel", "parts"},

@@ -9,7 +9,7 @@ import functools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -51,6 +51,8 @@ class Data:
     packed_lengths: capacity of a row {"inputs", "targets"}; None: from the length histogram.
     layout: `prefix`, `suffix_before_eos`, `suffix_after_eos`, `task`.
     objective: makes (inputs, targets) of examples that are text only.
+    mixture_period: K > 0: a mixture's batches are of one task, drawn anew every K steps (PAFT's
+        schedule of templates); 0: every example's task is drawn.
     cache_dir: tokenised caches; None: PROMPT_JAX_CACHE, else ~/.cache/prompt_jax.
     """
 
@@ -66,6 +68,7 @@ class Data:
     layout: str = "prefix"
     seed: int = 0
     objective: Any = None
+    mixture_period: int = 0
     cache_dir: str | None = None
 
 
@@ -120,6 +123,8 @@ class Loader:
         lay.check_layout(data.layout)
         if not sources:
             raise UserError(f"task {data.mixture_or_task_name!r} has no examples")
+        if data.mixture_period < 0:
+            raise UserError(f"Data.mixture_period is {data.mixture_period}; 0 or a count of steps")
         if data.batch_size < 1:
             raise UserError(f"BATCH_SIZE is {data.batch_size}; it must be at least 1")
         self.data, self.process = data, process
@@ -224,22 +229,28 @@ class Loader:
         return lay.Shapes(capacity, lay.choose_counts(needs, multiple), True, multiple)
 
     @functools.cached_property
-    def _stream(self):
-        """The endless sequence of (source, epoch, index)."""
+    def _streams(self) -> list:
+        """Each source's endless sequence of (source, epoch, index)."""
+        lengths = map(len, self._sources)
+        return [_positions(n, length, self.data.seed) for n, length in enumerate(lengths)]
+
+    @functools.cached_property
+    def _mixed(self):
+        """The sequence that draws every example's source."""
         import grain
 
-        parts = [
-            _positions(number, len(source), self.data.seed)
-            for number, source in enumerate(self._sources)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return grain.MapDataset.mix(parts, weights=list(self._weights))
+        if len(self._streams) == 1:
+            return self._streams[0]
+        return grain.MapDataset.mix(self._streams, weights=list(self._weights))
 
     def _refs(self, step: int) -> list[tuple[int, int, int]]:
         """Which examples make the global batch of a step."""
-        size = self.data.batch_size
-        return list(self._stream._getitems(range(step * size, (step + 1) * size)))
+        size, period, stream = self.data.batch_size, self.data.mixture_period, self._mixed
+        if period:
+            rng = np.random.default_rng([self.data.seed, step // period])
+            weights = np.array(self._weights, float)
+            stream = self._streams[rng.choice(len(weights), p=weights / weights.sum())]
+        return list(stream._getitems(range(step * size, (step + 1) * size)))
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a loader lives as long as its run
     def _simulate(self) -> list[np.ndarray]:
@@ -298,28 +309,6 @@ class Loader:
     def iterate(self, start_step: int = 0, threads: int = 1, ahead: int = 4) -> "Prefetch":
         """Batches from a step on, made ahead of time by background threads."""
         return Prefetch(self, start_step, threads, ahead)
-
-    def eval_batches(self, name: str | None = None, limit: int | None = None) -> Iterator:
-        """Each example once, in order; the last batch is filled up with empty rows.
-
-        Args:
-            name: the task of a mixture; None: its first.
-            limit: at most so many examples.
-
-        Yields:
-            (batch, Accounting), all of one of the run's compiled shapes.
-        """
-        number = 0 if name is None else self.names.index(name)
-        total = len(self._sources[number])
-        total = total if limit is None else min(total, limit)
-        size = self.data.batch_size
-        for start in range(0, total, size):
-            stop = min(start + size, total)
-            yield self._build([(number, 0, index) for index in range(start, stop)])
-
-    def source(self, name: str | None = None) -> Source:
-        """The examples of a task."""
-        return self._sources[0 if name is None else self.names.index(name)]
 
 
 class Prefetch:

@@ -158,7 +158,9 @@ def matthews(
 
     other = dict(zip(labels, reversed(labels), strict=True))
     found = [p if p in labels else other[t] for t, p in zip(targets, predictions, strict=True)]
-    return {"matthews": float(matthews_corrcoef(list(targets), found)) if found else 0.0}
+    if len(set(targets)) < 2:
+        return {"matthews": 0.0}  # a constant has no correlation
+    return {"matthews": float(matthews_corrcoef(list(targets), found))}
 
 
 def correlation(targets: Sequence[float], predictions: Sequence[float | None]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from prompt_jax.data import layout as lay
 from prompt_jax.data.quiet import quiet_start
 from prompt_jax.data.task import REGISTRY, Mixture, Task, known
+from prompt_jax.errors import UserError
 from prompt_jax.slots import SLOT0
 
 _MOST_LABELS = 20  # more different targets than this are no labels
@@ -23,10 +24,10 @@ def check_name(name: str, module: str | None = None) -> None:
     """
     from prompt_jax.data import registry
 
-    if registry.find(name, module) is None:
-        if module is None:
-            raise registry.unknown(name, REGISTRY, None)
-        with quiet_start():
+    with quiet_start():  # a user's module may import TensorFlow
+        if registry.find(name, module) is None:
+            if module is None:
+                raise registry.unknown(name, REGISTRY, None)
             registry.get_tasks(name, module)
 
 
@@ -101,7 +102,7 @@ def describe(args) -> dict[str, Any]:
         fewer than 1 % of the examples, "splits": {split: {"examples", "truncated", "labels"}},
         "histogram": {feature: [edges, counts]}, "shown": [...]}.
     """
-    from prompt_jax.data import cache
+    from prompt_jax.data import cache, registry
     from prompt_jax.data.vocabulary import load_vocabulary
 
     lay.check_layout(args.layout)
@@ -113,14 +114,11 @@ def describe(args) -> dict[str, Any]:
     limits = {"inputs": args.inputs, "targets": args.targets}
     first = next(iter(tasks))  # of a mixture: its first task, named in the output
     built = cache.build(first, split, vocabulary, module=args.module, lengths=limits)
-    others = {split: built}
-    for other in [] if args.split else tasks[first].splits:
-        try:
-            others[other] = cache.build(
-                first, other, vocabulary, module=args.module, lengths=limits
-            )
-        except UserError:
-            others.setdefault(other, None)  # not here; only the split that was asked for must be
+    entry = registry.find(first, args.module)
+    splits = {} if entry is None or args.split else dict.fromkeys(entry.splits)
+    for name in splits:
+        if entry.source.here(name):
+            splits[name] = cache.build(first, name, vocabulary, module=args.module, lengths=limits)
     slots = lay.slot_ids(args.prompt_length)
     return {
         "name": first,
@@ -130,7 +128,7 @@ def describe(args) -> dict[str, Any]:
         "vocabulary": args.vocabulary,
         "lengths": _lengths(built, limits),
         "smallest": _smallest(built),
-        "splits": {name: _account(of, limits) for name, of in others.items()},
+        "splits": {name: _account(of, limits) for name, of in {**splits, split: built}.items()},
         "histogram": {name: _histogram(column) for name, column in _columns(built).items()},
         "shown": [
             _example(built, at, vocabulary, limits, slots, args.layout)
@@ -192,8 +190,9 @@ def _account(built, limits: dict[str, int]) -> dict[str, Any] | None:
 
 def _histogram(lengths: np.ndarray) -> list[list[int]]:
     """Edges and counts of at most `_BINS` bins of equal width."""
-    width = max(1, -(-int(lengths.max()) // _BINS))
-    edges = np.arange(0, int(lengths.max()) + width + 1, width)
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // _BINS))
+    edges = np.arange(low, high + width + 1, width)
     counts, _ = np.histogram(lengths, edges)
     return [edges.tolist(), counts.tolist()]
 

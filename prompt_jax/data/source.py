@@ -62,13 +62,18 @@ class Source:
         for number, row in enumerate(rows):
             yield {"idx": number, **row}
 
+    def here(self, split: str) -> bool:
+        """Whether the rows of a split can be read without the network."""
+        cached = self.tfds and os.path.isdir(os.path.join(_tfds_folder(), self.tfds))
+        return bool(self.files(split) or cached)
+
     def state(self) -> str:
         """Where its rows would come from here and now: "local", "cached" or "needs network"."""
         there = [split for split in self.splits if self.files(split)]
         if there:
             missing = len(there) < len(self.splits)
             return f"local: {self.folder()}" + (f" ({', '.join(there)})" if missing else "")
-        if self.tfds and os.path.isdir(os.path.join(_tfds_folder(), self.tfds)):
+        if any(map(self.here, self.splits)):
             return f"cached: TFDS {self.tfds}"
         return f"needs network: TFDS {self.tfds}" if self.tfds else f"missing: {self._wanted()}"
 
@@ -105,7 +110,7 @@ def as_source(given: Any) -> Any:
             split -> rows.
 
     Returns:
-        An object with `splits`, `files(split)`, `rows(split)` and `state()`.
+        An object with `splits`, `files(split)`, `rows(split)`, `here(split)` and `state()`.
 
     Raises:
         UserError: a folder without a split's file.
@@ -150,6 +155,10 @@ class Files:
         for number, row in enumerate(read_rows(self.paths[split])):
             yield {"idx": number, **row}
 
+    def here(self, split: str) -> bool:
+        """Always: the files are local."""
+        return split in self.paths
+
     def state(self) -> str:
         """Where the files are."""
         return f"local: {', '.join(self.paths[split] for split in self.splits)}"
@@ -177,6 +186,10 @@ class Rows:
         """The function's rows, numbered in `idx`."""
         for number, row in enumerate(self.read(split)):
             yield {"idx": number, **row}
+
+    def here(self, split: str) -> bool:
+        """Always."""
+        return split in self.splits
 
     def state(self) -> str:
         """Nothing is asked of the network."""
@@ -287,6 +300,10 @@ class Grouped:
             first = groups.setdefault(row[self.key], {**row, "references": []})
             first["references"].append(row[self.text])
         yield from groups.values()
+
+    def here(self, split: str) -> bool:
+        """See `Source.here`."""
+        return self.source.here(split)
 
     def state(self) -> str:
         """See `Source.state`."""

@@ -26,7 +26,8 @@ class Task:
 
     Attributes:
         name: what MIXTURE_OR_TASK_NAME says.
-        source: `splits`, `files(split)`, `rows(split)`, `state()`; see `source.as_source`.
+        source: `splits`, `files(split)`, `rows(split)`, `here(split)`, `state()`; see
+            `source.as_source`.
         cast: (row, split) -> examples with the text features `inputs` and `targets`; what else
             they hold is kept for the metrics.
         metrics: functions of (targets, predictions).

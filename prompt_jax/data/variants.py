@@ -1,20 +1,25 @@
-"""Tasks made of tasks: few-shot subsets, and the baselines that train nothing.
+"""Tasks made of tasks: few-shot subsets, examples in the context, several templates.
 
-`TASK_16shot_3` is a name like any other: 16 examples a class, drawn with seed 3. `TASK_4demos_3`
-puts four examples into the input, `TASK_0demos_0` none.
+Their names are names like any other. `TASK_16shot_3`: 16 examples a class, drawn with seed 3.
+`TASK_4demos_3`: four examples in the input. `TASK_5templates_3`: the mixture of five templates;
+`TASK_5unseen_3`: of five whose wrappers are in no training template.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from prompt_jax.data import templates
 from prompt_jax.data.source import Row
-from prompt_jax.data.task import Task, register
+from prompt_jax.data.task import Mixture, Task, register, register_mixture
+from prompt_jax.data.templates import Template
 from prompt_jax.errors import UserError
 
-_NAME = re.compile(r"(?P<task>.+)_(?P<count>\d+)(?P<kind>shot|demos)_(?P<seed>\d+)")
+_KINDS = "shot|demos|templates|unseen"
+_NAME = re.compile(rf"(?P<task>.+)_(?P<count>\d+)(?P<kind>{_KINDS})_(?P<seed>\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,10 @@ class FewShot:
     def files(self, split: str) -> list[str]:
         """The files of the split that is drawn from."""
         return self.task.source.files("validation" if split == "test" else "train")
+
+    def here(self, split: str) -> bool:
+        """See `Source.here`."""
+        return self.task.source.here("validation" if split == "test" else "train")
 
     def state(self) -> str:
         """See `Source.state`."""
@@ -68,63 +77,58 @@ class FewShot:
             yield from turn
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity: its examples are drawn once
 class InContext:
-    """A cast that puts an instruction and examples before the input.
-
-    `INSTRUCTION input answer: target input answer: target ... input answer:`
+    """A cast that writes inputs by a template, after an instruction and examples.
 
     Attributes:
         task: whose cast it is.
+        template: how inputs and answers are written.
         count: examples, drawn from the train split, classes in turn.
         seed: of the draw.
         instruction: text in front.
-        answer: what stands between an input and its target.
     """
 
     task: Task
+    template: Template = Template()
     count: int = 0
     seed: int = 0
     instruction: str = ""
-    answer: str = " answer:"
-
-    def context(self) -> str:
-        """What stands before every input.
-
-        Raises:
-            UserError: the train split has too few examples.
-        """
-        if "context" not in self._held:
-            self._held["context"] = " ".join([*filter(None, [self.instruction]), *self._examples()])
-        return self._held["context"]
-
-    def _examples(self) -> list[str]:
-        if not self.count:
-            return []
-        examples = list(self.task.examples("train"))
-        order = np.random.default_rng(self.seed).permutation(len(examples))
-        by_target: dict[str, list] = {label: [] for label in self.task.labels or ("",)}
-        for at in order:
-            example = examples[at]
-            by_target[example["targets"] if self.task.labels else ""].append(example)
-        turns = max(map(len, by_target.values()))
-        drawn = [of[turn] for turn in range(turns) for of in by_target.values() if turn < len(of)]
-        if len(drawn) < self.count:
-            raise UserError(f"{len(drawn)} examples in the train split, {self.count} are asked for")
-        return [f"{e['inputs']}{self.answer} {e['targets']}" for e in drawn[: self.count]]
-
-    @property
-    def _held(self) -> dict:
-        return self.__dict__.setdefault("_cached", {})
 
     def __call__(self, row: Row, split: str) -> list[dict]:
-        """The task's examples of a row, with the context before their inputs."""
-        context = self.context()
-        before = f"{context} " if context else ""
+        """The task's examples of a row, rewritten."""
         return [
-            {**example, "inputs": f"{before}{example['inputs']}{self.answer}"}
+            {**example, "inputs": self._inputs(example["inputs"])}
             for example in self.task.cast(row, split)
         ]
+
+    def _inputs(self, text: str) -> str:
+        parts = [*filter(None, [self.instruction]), *_demonstrations(self)]
+        return self.template.between.join([*parts, self.template.question(text)])
+
+
+@functools.lru_cache(maxsize=64)
+def _demonstrations(cast: InContext) -> tuple[str, ...]:
+    """The examples of a context, written by its template.
+
+    Raises:
+        UserError: the train split has too few examples.
+    """
+    if not cast.count:
+        return ()
+    examples = list(cast.task.examples("train"))
+    order = np.random.default_rng(cast.seed).permutation(len(examples))
+    classes: dict[str, list] = {label: [] for label in cast.task.labels or ("",)}
+    for at in order:
+        classes[examples[at]["targets"] if cast.task.labels else ""].append(examples[at])
+    turns = max(map(len, classes.values()))
+    drawn = [of[turn] for turn in range(turns) for of in classes.values() if turn < len(of)]
+    if len(drawn) < cast.count:
+        raise UserError(f"{len(drawn)} examples in the train split, {cast.count} are asked for")
+    return tuple(cast.template.example(e["inputs"], e["targets"]) for e in drawn[: cast.count])
+
+
+ANSWER = Template(output="answer: {}")
 
 
 def register_in_context(
@@ -134,9 +138,9 @@ def register_in_context(
     *,
     seed: int = 0,
     instruction: str = "",
-    answer: str = " answer:",
+    template: Template = ANSWER,
 ) -> Task:
-    """Prompt design: a hard text prompt and examples in the context; nothing is trained.
+    """Prompt design: a hard text prompt and examples in the context; nothing need be trained.
 
     Use it with `methods/prompt_design.gin` (Brown et al. 2020; Lester et al. 2021, section 2).
 
@@ -146,29 +150,51 @@ def register_in_context(
         shots: examples in the context.
         seed: of their draw.
         instruction: text in front of everything.
-        answer: what stands between an input and its target.
+        template: how inputs and answers are written.
     """
-    cast = InContext(task, shots, seed, instruction, answer)
+    cast = InContext(task, template, shots, seed, instruction)
     return register(dataclasses.replace(task, name=name, cast=cast))
 
 
-def derive(name: str, find) -> Task | None:
-    """The task that a name such as `sst2_16shot_0` or `sst2_4demos_0` describes, registered.
+def register_templates(name: str, task: Task, templates: Sequence[Template]) -> Mixture:
+    """A task under several templates: `NAME_0`, `NAME_1`, ... and the mixture of them, `NAME`.
+
+    Training on the mixture draws a template for each example, or, with `Data.mixture_period` = K,
+    for K steps (PAFT); `evaluate.TemplateEnsemble` averages their answers.
+
+    Args:
+        name: of the mixture.
+        task: registered.
+        templates: at least one.
+    """
+    parts = []
+    for number, template in enumerate(templates):
+        parts.append(register_in_context(f"{name}_{number}", task, template=template).name)
+    return register_mixture(name, parts, family=task.family)
+
+
+def derive(name: str, find) -> Task | Mixture | None:
+    """What a name such as `sst2_16shot_0` or `sst2_5templates_0` describes, registered.
 
     Args:
         name: any name.
-        find: name -> registered task, or None.
+        find: name -> what is registered, or None.
 
     Raises:
-        UserError: a few-shot subset of a task without labels.
+        UserError: a few-shot subset of a task without labels; more templates than there are.
     """
     parts = _NAME.fullmatch(name)
     task = find(parts["task"]) if parts else None
     if not isinstance(task, Task):
         return None
-    count, seed = int(parts["count"]), int(parts["seed"])
-    if parts["kind"] == "demos":
+    kind, count, seed = parts["kind"], int(parts["count"]), int(parts["seed"])
+    if kind == "demos":
         return register_in_context(name, task, count, seed=seed)
+    if kind in ("templates", "unseen"):
+        try:
+            return register_templates(name, task, templates.draw(count, seed, kind == "unseen"))
+        except ValueError as error:
+            raise UserError(f"{name!r}: {error}") from error
     if not task.labels or not count:
         raise UserError(f"{name!r}: few-shot subsets need labels, and at least one example each")
     return register(dataclasses.replace(task, name=name, source=FewShot(task, count, seed)))

@@ -176,17 +176,6 @@ def test_mixture_follows_its_rates_and_slots():
     assert counts[0] == pytest.approx(300, abs=8)
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_evaluation_has_each_example_once(packing):
-    made = loader(make_pairs(21), packing=packing, row_multiple=2)
-    batches = list(made.eval_batches())
-    assert sorted(i for _, account in batches for i in account.index) == list(range(21))
-    assert [account.examples for _, account in batches] == [8, 8, 5]
-    heights = {len(batch["encoder_input_tokens"]) for batch, _ in batches}
-    assert heights <= set(made.shapes.counts)
-    assert sum(account.examples for _, account in made.eval_batches(limit=10)) == 10
-
-
 def test_prefetch_yields_the_same_and_counts_waiting():
     made = loader()
     with made.iterate(start_step=7, threads=2) as batches:

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import pathlib
+import re
 
 import pytest
 
@@ -170,3 +172,20 @@ def test_seqio_may_know_another_task_of_that_name():
     assert entry.splits == ("train", "validation", "test")
     with pytest.raises(UserError, match="'t_theirs' is registered with seqio already"):
         registry.get_tasks("t_theirs")
+
+
+def test_the_recipe_of_the_readme(tmp_path, monkeypatch):
+    """README: train on your own TSV, in a file of at most 25 lines."""
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    code = re.search(r"```python\n(# my_tasks.py\n.*?)```", readme, re.S)[1]
+    assert len(code.splitlines()) <= 25
+    (tmp_path / "my_tasks.py").write_text(code)
+    (tmp_path / "data" / "reviews").mkdir(parents=True)
+    for split in ("train", "validation"):
+        rows = "text\tlabel\nfine\t1\npoor\t0\n"
+        (tmp_path / "data" / "reviews" / f"{split}.tsv").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    tokens = cache.build("my_reviews", "train", BYTE, str(tmp_path / "c"), module="my_tasks.py")
+    assert [BYTE.decode(tokens.inputs(i)) for i in range(2)] == ["review: fine", "review: poor"]
+    assert [BYTE.decode(tokens.targets(i)) for i in range(2)] == ["positive", "negative"]
+    assert registry.find("my_reviews").splits == ("train", "validation")

@@ -6,6 +6,7 @@ import functools
 import pytest
 
 from prompt_jax.data import cache, registry, task, variants
+from prompt_jax.data.templates import Template
 from prompt_jax.data.vocabulary import load_vocabulary
 from prompt_jax.errors import UserError
 
@@ -86,7 +87,9 @@ def test_examples_stand_before_the_input(base):
 
 
 def test_prompt_design_is_an_instruction(base):
-    made = variants.register_in_context("t_asked", base, instruction="Yes or no?", answer="")
+    made = variants.register_in_context(
+        "t_asked", base, instruction="Yes or no?", template=Template()
+    )
     (first, *_) = made.examples("test")
     assert first["inputs"] == "Yes or no? say: test 0"
     with pytest.raises(UserError, match="60 examples in the train split, 61 are asked for"):
