@@ -1,6 +1,7 @@
 """Class probabilities averaged over several templates of one task."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from prompt_jax import evaluate
 from prompt_jax.assemble import Tree
 from prompt_jax.data import cache, registry
+from prompt_jax.data.loader import Data
 from prompt_jax.errors import UserError
 
 
@@ -29,32 +31,52 @@ def average(scores: Float[np.ndarray, "N B C"]) -> Float[np.ndarray, "B C"]:
 class TemplateEnsemble:
     """Evaluates a classification under every template of a mixture, and their ensemble.
 
-    Labels are scored by the mean log-likelihood of their tokens.
+    The task is the one that is evaluated, be it the run's or a transfer task. Labels are scored by
+    the mean log-likelihood of their tokens.
 
     Attributes:
-        mixture: of the templates, e.g. `sst2_5unseen_0` (see `data/variants.py`).
+        count: templates, drawn as `TASK_5unseen_0` is (see `data/variants.py`).
+        seed: of the draw.
+        unseen: of those whose wrappers no training template has.
         batch_size: rows of a batch.
         limit: examples of the split, 0 for all.
     """
 
-    mixture: str
+    count: int = 5
+    seed: int = 0
+    unseen: bool = True
     batch_size: int = 128
     limit: int = 0
+
+    def metric_names(self, run: Any) -> list[str]:
+        """What it will compute.
+
+        Raises:
+            UserError: the run's task has no labels, or more templates are asked for than there are.
+        """
+        self._find(run.data)
+        return [f"templates/{name}" for name in ("ensemble", "mean", "sd", "min", "max")]
+
+    def _find(self, data: Data) -> tuple[list[str], tuple[str, ...]]:
+        """(the task under each template, its labels)."""
+        name, module = data.mixture_or_task_name, data.mixture_or_task_module
+        labels = getattr(registry.find(name, module), "labels", ())
+        if not labels:
+            raise UserError(f"TemplateEnsemble: {name!r} is no task with labels")
+        kind = "unseen" if self.unseen else "templates"
+        mixture = registry.find(f"{name}_{self.count}{kind}_{self.seed}", module)
+        return list(mixture.rates), labels
 
     def __call__(self, context: evaluate.Context, params: Tree, split: str) -> dict[str, float]:
         """`templates/ensemble`, and `mean`, `sd`, `min`, `max` of the single templates' accuracies.
 
         Raises:
-            UserError: no such mixture, or a task without labels.
+            UserError: see `metric_names`.
         """
         data = context.run.data
-        tasks, _ = cache.get_tasks(self.mixture, data.mixture_or_task_module)
-        entry = registry.find(next(iter(tasks)), data.mixture_or_task_module)
-        labels = getattr(entry, "labels", ())
-        if not labels:
-            raise UserError(f"TemplateEnsemble.mixture {self.mixture!r}: its tasks have no labels")
+        names, labels = self._find(data)
         scores, targets = [], []
-        for name in tasks:
+        for name in names:
             tokens = cache.build(
                 name,
                 split,
@@ -63,7 +85,8 @@ class TemplateEnsemble:
                 module=data.mixture_or_task_module,
                 lengths=data.task_feature_lengths,
             )
-            count = min(self.limit, len(tokens)) if self.limit else len(tokens)
+            limit = self.limit or context.run.eval_steps * self.batch_size
+            count = min(limit, len(tokens)) if limit else len(tokens)
             requests = evaluate.task_requests(context, tokens, count)
             targets = [tokens.example(at)["targets_pretokenized"] for at in range(count)]
             scores.append(

@@ -12,7 +12,7 @@ import numpy as np
 from prompt_jax import decode
 from prompt_jax.assemble import Model, Tree
 from prompt_jax.backbone import Opened
-from prompt_jax.data import cache, layout
+from prompt_jax.data import cache, layout, registry
 from prompt_jax.errors import UserError
 from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
@@ -129,6 +129,11 @@ class TaskMetrics:
     decoding: Decoding = Decoding()
     batch_size: int = 128
     limit: int = 0
+
+    def metric_names(self, run: Any) -> list[str] | None:
+        """What it will compute, as far as that is known before; None: seqio's metrics tell."""
+        data = run.data
+        return registry.metric_names(data.mixture_or_task_name, data.mixture_or_task_module)
 
     def __call__(self, context: Context, params: Tree, split: str) -> dict[str, float]:
         """metric name -> value on a split."""

@@ -18,6 +18,7 @@ from prompt_jax.ckpt.store import Store
 from prompt_jax.data import cache
 from prompt_jax.data.loader import Data
 from prompt_jax.data.open import open_loader
+from prompt_jax.data.vocabulary import Vocabulary
 from prompt_jax.errors import Interrupted, UserError, nearest
 from prompt_jax.parallel.mesh import Parallel, Shardings
 from prompt_jax.parallel.rules import undivided
@@ -114,7 +115,7 @@ def run(resolved) -> dict[str, Any]:
     opened = open_backbone(run.backbone, model, shardings)
     rows = mesh.shape["data"] * run.num_microbatches
     loader = open_loader(run.data, opened.vocabulary, run.method.slots, rows)
-    check_transfer(run)
+    check_tasks(run, opened.vocabulary)
     claim(resolved)  # only now: a start that fails above leaves MODEL_DIR free
     log.info("%s", banner(run, opened, shardings, loader))
     shapes = {path: leaf.shape for path, leaf in opened.params.items()}
@@ -173,16 +174,16 @@ def run(resolved) -> dict[str, Any]:
         last_trainable = state.trainable
         if best is not None and best["step"] != step:
             state = store.restore(best["step"], state).state
+        record.prompt_file = save_result.save(
+            run.model_dir, model, opened, state.trainable, last_trainable
+        )
+        record.files = save_result.digests(run.model_dir)
         for split in (run.eval_split, *run.final_splits):
             record.metrics[split] = evaluate.run(context, state.trainable, split, clock)
         for task in run.transfer_tasks:
             there = evaluate.on_task(context, task)
             metrics = evaluate.run(there, state.trainable, run.eval_split, clock)
             record.metrics[f"{task}/{run.eval_split}"] = metrics
-        record.prompt_file = save_result.save(
-            run.model_dir, model, opened, state.trainable, last_trainable
-        )
-        record.files = save_result.digests(run.model_dir)
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, Interrupted) else "failed"
         record.reason = str(error) or type(error).__name__
@@ -222,20 +223,35 @@ def check(run: Run) -> None:
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 
 
-def check_transfer(run: Run) -> None:
-    """Refuses transfer tasks that cannot be evaluated at the end.
+def check_tasks(run: Run, vocabulary: Vocabulary) -> None:
+    """Reads all that will be evaluated, so that nothing of it fails after hours of training.
 
     Raises:
-        UserError: unknown, or without the split that is evaluated.
+        UserError: a metric that the evaluators do not give; a split or task that is not here, has
+            no labels, or no `inputs`.
     """
-    for name in run.transfer_tasks:
-        tasks, _ = cache.get_tasks(name, run.data.mixture_or_task_module)
-        for task in tasks.values():
-            if run.eval_split not in task.splits:
-                raise UserError(
-                    f"Run.transfer_tasks: task {task.name!r} has no split {run.eval_split!r}: "
-                    f"{nearest(run.eval_split, task.splits)}"
-                )
+    data = run.data
+    names = [each.metric_names(run) for each in run.evaluators if hasattr(each, "metric_names")]
+    known = [name for found in names for name in found or ()]
+    if len(names) == len(run.evaluators) and None not in names and run.best_metric not in known:
+        raise UserError(
+            f"Run.best_metric = {run.best_metric!r} is not among the metrics of "
+            f"{data.mixture_or_task_name}: {nearest(run.best_metric, known)}"
+        )
+    evaluated = [(data.mixture_or_task_name, s) for s in (run.eval_split, *run.final_splits)]
+    evaluated += [(name, run.eval_split) for name in run.transfer_tasks]
+    for name, split in evaluated:
+        for task in cache.get_tasks(name, data.mixture_or_task_module)[0]:
+            tokens = cache.build(
+                task,
+                split,
+                vocabulary,
+                data.cache_dir,
+                module=data.mixture_or_task_module,
+                lengths=data.task_feature_lengths,
+            )
+            if name in run.transfer_tasks and tokens.text_only:
+                raise UserError(f"Run.transfer_tasks: task {task!r} has no `inputs`")
 
 
 def claim(resolved) -> None:

@@ -48,10 +48,17 @@ register_text_task(
     verbalizers={"neg": "negative", "pos": "positive"},
     family=FAMILY,
 )
+
+
+def _stars(row: dict) -> dict:
+    """TFDS numbers the labels 1 and 2 from zero."""
+    return {**row, "label": row["label"] + 1}
+
+
 register_text_task(
     "yelp",
-    Source("yelp", "yelp_polarity_reviews", tfds_splits=_held_out(5000)),
+    Source("yelp", "yelp_polarity_reviews", tfds_splits=_held_out(5000), tidy=_stars),
     "{text}",
-    verbalizers={"negative": "negative", "positive": "positive"},
+    verbalizers={"1": "negative", "2": "positive"},
     family=FAMILY,
 )

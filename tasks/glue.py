@@ -5,6 +5,7 @@ import functools
 from prompt_jax.data import metrics
 from prompt_jax.data.source import Row, Source
 from prompt_jax.data.task import Task, register, register_mixture, register_text_task
+from prompt_jax.errors import UserError
 
 FAMILY = "glue"
 _PAIR = "sentence1: {sentence1} sentence2: {sentence2}"
@@ -87,6 +88,8 @@ def _similarity(row: Row, split: str) -> list[dict]:
     """The score from 0 to 5 as text, to the nearest fifth (Raffel et al. 2020, section 2.4)."""
     del split
     score = float(row["label"])
+    if score < 0:
+        raise UserError(f"label {row['label']!r}: the split has no labels")
     text = f"{round(score * 5) / 5:.1f}"
     inputs = f"sentence1: {row['sentence1']} sentence2: {row['sentence2']}"
     return [{"inputs": inputs, "targets": text, "score": score, "idx": row["idx"]}]

@@ -28,7 +28,7 @@ register_text_task(
 )
 register_text_task(
     "paws",
-    Source("paws", "paws_wiki"),
+    Source("paws", "paws_wiki/labeled_final_raw"),
     "sentence1: {sentence1} sentence2: {sentence2}",
     verbalizers={"different_meaning": "not_equivalent", "paraphrase": "equivalent"},
     metrics=(metrics.accuracy, functools.partial(metrics.f1, positive="equivalent")),

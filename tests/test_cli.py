@@ -270,7 +270,7 @@ def test_tasks_shows_examples(tmp_path, monkeypatch, capsys):
     assert shown["smallest"] == {"inputs": 19, "targets": 9}
     half = {"examples": 2, "truncated": 0.5, "labels": {"positive": 1, "negative": 1}}
     assert shown["splits"]["train"] == half
-    assert shown["splits"]["validation"] is None
+    assert shown["splits"]["validation"] == {"missing": "not here"}
     assert shown["splits"]["test"]["labels"] == {"positive": 2, "negative": 1}
     edges, counts = shown["histogram"]["inputs"]
     assert (edges[0], edges[-1]) == (15, 20) and counts == [1, 0, 0, 0, 1]

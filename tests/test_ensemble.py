@@ -63,19 +63,24 @@ def run(tmp_path, name, *more):
 
 
 def test_an_ensemble_beside_the_tasks_metrics(few, tmp_path):
-    found = run(tmp_path, "a", "--gin.TemplateEnsemble.mixture='micro_sentiment_3templates_0'")
+    transfer = "--gin.Run.transfer_tasks=('micro_boolq',)"
+    found = run(tmp_path, "a", "--gin.TemplateEnsemble.count=3", transfer)
     assert {"accuracy", "templates/ensemble"} <= set(found)
     low, mean, high = (found[f"templates/{name}"] for name in ("min", "mean", "max"))
     assert 0 <= low <= mean <= high <= 1
-    one = run(tmp_path, "b", "--gin.TemplateEnsemble.mixture='micro_sentiment_1templates_0'")
+    record = json.loads((tmp_path / "a" / "record.json").read_text())
+    there = record["metrics"]["micro_boolq/validation"]
+    assert {"accuracy", "templates/ensemble"} <= set(there)
+    one = run(tmp_path, "b", "--gin.TemplateEnsemble.count=1")
     assert one["templates/ensemble"] == one["templates/mean"] and one["templates/sd"] == 0
 
 
 def test_a_task_without_labels_has_no_ensemble(few, tmp_path, capsys):
     files = ("models/micro_xs.gin", "methods/prompt_design.gin", "runs/prompt_tune.gin")
     flags = [f"--gin_file={file}" for file in files]
-    flags += [f"--gin.MODEL_DIR='{tmp_path / 'c'}'", "--gin.MIXTURE_OR_TASK_NAME='micro_qa'"]
-    flags += ["--gin.TRAIN_STEPS=0", "--gin.Run.evaluators=(@TemplateEnsemble(),)"]
-    flags += ["--gin.TemplateEnsemble.mixture='micro_qa_2templates_0'"]
-    assert main(["train", *flags]) == 2
-    assert "its tasks have no labels" in capsys.readouterr().err
+    flags += [f"--gin.MODEL_DIR='{tmp_path / 'c'}'", "--gin.TRAIN_STEPS=0"]
+    flags += ["--gin.Run.evaluators=(@TemplateEnsemble(),)"]
+    assert main(["train", *flags, "--gin.MIXTURE_OR_TASK_NAME='micro_qa'"]) == 2
+    assert "'micro_qa' is no task with labels" in capsys.readouterr().err
+    assert main(["train", *flags, "--gin.MIXTURE_OR_TASK_NAME='micro_boolq'"]) == 2
+    assert "valid: 'templates/ensemble'" in capsys.readouterr().err

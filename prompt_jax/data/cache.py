@@ -199,7 +199,8 @@ def _wants_lengths(task: Any) -> bool:
 def _key(task: Any, split: str, vocabulary: Vocabulary, lengths: dict | None) -> str:
     """Hash of all that the cache of a split depends on."""
     source = task.source
-    reads: Callable | None = getattr(getattr(source, "_dataset_fn", None), "files", None)
+    function = getattr(source, "_dataset_fn", None)
+    reads: Callable | None = getattr(function, "files", None)
     files = list(reads(split)) if reads else []
     if load_seqio().FileDataSource in type(source).__mro__:
         files += [str(path) for path in source.list_shards(split)]
@@ -208,6 +209,7 @@ def _key(task: Any, split: str, vocabulary: Vocabulary, lengths: dict | None) ->
             "format": FORMAT,
             "task": task.name,
             "split": split,
+            "cast": describe(getattr(function, "task", None)),
             "source": [str(source) if "0x" not in str(source) else "", describe(source)],
             "files": [[p, file_hash(p)] if os.path.isfile(p) else [p, ""] for p in files],
             "preprocessors": [describe(step) for step in task.preprocessors],

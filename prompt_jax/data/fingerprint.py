@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_DEPTH = 6
+_DEPTH = 16
 _DATA = (".txt", ".tsv", ".csv", ".json", ".jsonl")
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -67,7 +67,8 @@ def describe(thing: Any, depth: int = _DEPTH) -> Any:
         return [thing.__module__, thing.__qualname__, code_hash(thing.__module__)]
     attributes = getattr(thing, "__dict__", {})
     kind = type(thing)
-    return [kind.__module__, kind.__qualname__, describe(dict(attributes), depth - 1)]
+    code = code_hash(kind.__module__)
+    return [kind.__module__, kind.__qualname__, code, describe(dict(attributes), depth - 1)]
 
 
 def _describe_function(function: types.FunctionType, depth: int) -> Any:

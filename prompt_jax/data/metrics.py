@@ -226,6 +226,8 @@ def rouge(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[
     kinds = ("rouge1", "rouge2", "rougeL")
     sums = dict.fromkeys(kinds, 0.0)
     for references, prediction in zip(targets, predictions, strict=True):
+        if not len(references):
+            continue
         found = _rouge_scorer(kinds).score_multi(list(references), prediction)
         sums = {kind: sums[kind] + found[kind].fmeasure for kind in kinds}
     return {kind: total / max(len(predictions), 1) for kind, total in sums.items()}
@@ -256,8 +258,9 @@ def bleu(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[s
         raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
     if not len(predictions):
         return {"bleu": 0.0}
-    most = max(len(references) for references in targets)
-    padded = [[*references, *[None] * (most - len(references))] for references in targets]
+    given = [list(references) or [""] for references in targets]
+    most = max(map(len, given))
+    padded = [[*references, *[None] * (most - len(references))] for references in given]
     streams = [list(stream) for stream in zip(*padded, strict=True)]
     score = sacrebleu.corpus_bleu(list(predictions), streams).score / 100
     return {"bleu": min(max(score, 0.0), 1.0)}  # rounding leaves 1.0000000000000004

@@ -56,7 +56,8 @@ def to_seqio(task: Task) -> seqio.Task:
             return task.target(example) if task.target else text
         return task.answer(text, example) if task.answer else text
 
-    dataset_fn.files = task.source.files
+    dataset_fn.files = lambda split: [*task.source.files(split), *_also_read(task)]
+    dataset_fn.task = [task.source, task.cast, task.text_only]  # what the cache depends on
     vocabulary = seqio.ByteVocabulary()
     # Optional, not absent: a mixture's tasks must have the same features.
     inputs = seqio.Feature(vocabulary, add_eos=True, required=not task.text_only)
@@ -74,6 +75,11 @@ def to_seqio(task: Task) -> seqio.Task:
     )
     _MADE[task.name] = task, made
     return made
+
+
+def _also_read(task: Task) -> list[str]:
+    """Files that the cast itself reads, whatever the split (examples in the context)."""
+    return task.cast.files() if hasattr(task.cast, "files") else []
 
 
 def into_seqio() -> None:

@@ -120,6 +120,25 @@ def find(name: str, module: str | None = None) -> tasks_of.Task | tasks_of.Mixtu
     return tasks_of.REGISTRY.get(name) or variants.derive(name, find)
 
 
+def metric_names(name: str, module: str | None = None) -> list[str] | None:
+    """Names of the numbers that evaluating a task or mixture gives; None where seqio knows more.
+
+    A mixture has "TASK/NAME" of each task beside the mean "NAME" over tasks.
+
+    Args:
+        name: what MIXTURE_OR_TASK_NAME says.
+        module: MIXTURE_OR_TASK_MODULE.
+    """
+    entry = find(name, module)
+    if isinstance(entry, tasks_of.Task):
+        return entry.metric_names
+    parts = [find(part) for part in entry.rates] if entry else [None]
+    if None in parts or None in [part.metric_names for part in parts]:
+        return None
+    own = [f"{part.name}/{name}" for part in parts for name in part.metric_names]
+    return [*own, *dict.fromkeys(name for part in parts for name in part.metric_names)]
+
+
 def unknown(name: str, known: Iterable[str], module: str | None) -> UserError:
     """What to say of a name that nobody registered."""
     looked = "tasks/*.py" + (f", {module}" if module else "")

@@ -79,8 +79,9 @@ def _record(name: str, entry: Task | Mixture) -> dict[str, Any]:
     tasks = [entry]
     if isinstance(entry, Mixture):
         tasks = [REGISTRY[part] for part in entry.rates if part in REGISTRY]
-    splits = [split for split in tasks[0].splits if all(split in t.splits for t in tasks)]
-    metrics = dict.fromkeys(metric for task in tasks for metric in task.metric_names)
+    first = tasks[0].splits if tasks else ()
+    splits = [split for split in first if all(split in task.splits for task in tasks)]
+    metrics = dict.fromkeys(metric for task in tasks for metric in task.metric_names or ())
     return {
         "name": name,
         "family": entry.family,
@@ -118,7 +119,7 @@ def describe(args) -> dict[str, Any]:
     splits = {} if entry is None or args.split else dict.fromkeys(entry.splits)
     for name in splits:
         if entry.source.here(name):
-            splits[name] = cache.build(first, name, vocabulary, module=args.module, lengths=limits)
+            splits[name] = _open(first, name, vocabulary, args.module, limits)
     slots = lay.slot_ids(args.prompt_length)
     return {
         "name": first,
@@ -168,10 +169,20 @@ def _smallest(built) -> dict[str, int]:
     }
 
 
-def _account(built, limits: dict[str, int]) -> dict[str, Any] | None:
+def _open(name: str, split: str, vocabulary, module: str | None, limits: dict[str, int]):
+    """A split that was not asked for: its cache, or why there is none (hidden labels, say)."""
+    from prompt_jax.data import cache
+
+    try:
+        return cache.build(name, split, vocabulary, module=module, lengths=limits)
+    except UserError as error:
+        return str(error)
+
+
+def _account(built, limits: dict[str, int]) -> dict[str, Any]:
     """Examples of a split, how many of them are cut, and how often each short target occurs."""
-    if built is None:
-        return None
+    if built is None or isinstance(built, str):
+        return {"missing": built or "not here"}
     columns = _columns(built)
     cut = np.zeros(len(built), bool)
     for name, column in columns.items():
@@ -265,8 +276,8 @@ def _print_task(shown: dict[str, Any]) -> None:
     smallest = ", ".join(f"'{name}': {length}" for name, length in shown["smallest"].items())
     print(f"  smallest that cut fewer than 1 %: TASK_FEATURE_LENGTHS = {{{smallest}}}")
     for name, of in shown["splits"].items():
-        if of is None:
-            print(f"  {name}: not here")
+        if "missing" in of:
+            print(f"  {name}: {of['missing']}")
             continue
         labels = ", ".join(f"{text!r} {count}" for text, count in (of["labels"] or {}).items())
         print(

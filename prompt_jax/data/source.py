@@ -52,7 +52,7 @@ class Source:
         return [path for path in paths if os.path.isfile(path)][:1]
 
     def rows(self, split: str) -> Iterator[dict]:
-        """The rows of a split, in order, each with its number in `idx` unless it has one.
+        """The rows of a split, in order, each with its number in `idx`.
 
         Raises:
             UserError: neither files nor TFDS; both ways to get them are told.
@@ -60,7 +60,7 @@ class Source:
         files = self.files(split)
         rows = read_rows(files[0]) if files else self._from_tfds(split)
         for number, row in enumerate(rows):
-            yield {"idx": number, **row}
+            yield {**row, "idx": number}
 
     def here(self, split: str) -> bool:
         """Whether the rows of a split can be read without the network."""
@@ -147,13 +147,19 @@ class Files:
         return (*usual, *(split for split in self.paths if split not in SPLITS))
 
     def files(self, split: str) -> list[str]:
-        """The file of a split."""
+        """The file of a split.
+
+        Raises:
+            UserError: no such split.
+        """
+        if split not in self.paths:
+            raise UserError(f"no split {split!r}: {nearest(split, self.paths)}")
         return [self.paths[split]]
 
     def rows(self, split: str) -> Iterator[dict]:
         """The rows of a split, numbered in `idx`."""
-        for number, row in enumerate(read_rows(self.paths[split])):
-            yield {"idx": number, **row}
+        for number, row in enumerate(read_rows(self.files(split)[0])):
+            yield {**row, "idx": number}
 
     def here(self, split: str) -> bool:
         """Always: the files are local."""
@@ -185,7 +191,7 @@ class Rows:
     def rows(self, split: str) -> Iterator[dict]:
         """The function's rows, numbered in `idx`."""
         for number, row in enumerate(self.read(split)):
-            yield {"idx": number, **row}
+            yield {**row, "idx": number}
 
     def here(self, split: str) -> bool:
         """Always."""
@@ -260,6 +266,8 @@ def column(row: Row, name: str, place: str) -> Any:
     """
     if name not in row:
         raise UserError(f"{place}: the rows have no column {name!r}: {nearest(name, row)}")
+    if row[name] is None:
+        raise UserError(f"{place}: column {name!r} of row {row.get('idx')} is null")
     return row[name]
 
 

@@ -54,9 +54,12 @@ class Task:
         return tuple(self.source.splits)
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of the numbers that its metrics give."""
-        return tuple(name for each in self.metrics for name in each([], []))
+    def metric_names(self) -> list[str] | None:
+        """Names of the numbers that its metrics give; None where one needs examples to tell."""
+        try:
+            return [name for each in self.metrics for name in each([], [])]
+        except Exception:  # a user's own function
+            return None
 
     def examples(self, split: str) -> Iterable[dict]:
         """The cast rows of a split.
@@ -177,8 +180,9 @@ class Choose:
     def __call__(self, row: Row, split: str) -> list[dict]:
         """The example of a row."""
         del split
+        word = self.word(row)
         extra = {"idx": row["idx"], "label": str(row[self.label])}
-        return [{"inputs": fill(self.template, row), "targets": self.word(row), **extra}]
+        return [{"inputs": fill(self.template, row), "targets": word, **extra}]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +203,16 @@ class Write:
         """The example of a row."""
         del split
         text = fill(self.target, row)
-        references = list(row.get(self.references) or ()) if self.references else []
+        references = as_list(row.get(self.references)) if self.references else []
         example = {"inputs": fill(self.template, row), "targets": text, "idx": row["idx"]}
         return [{**example, "references": references or [text]}]
+
+
+def as_list(value: Any) -> list[str]:
+    """Texts, of which a file may give one without a list."""
+    if value is None:
+        return []
+    return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def references(example: Mapping) -> list[str]:
@@ -297,8 +308,10 @@ def register_extraction_task(
 
 
 def _first(row: Row, name: str) -> str:
-    found = column(row, name, "answers")
-    return str(found[0]) if found else ""
+    found = as_list(column(row, name, "answers"))
+    if not found:
+        raise UserError(f"row {row['idx']}: no answers; the split has no labels")
+    return found[0]
 
 
 def register_mixture(

@@ -37,7 +37,12 @@ class FewShot:
     task: Task
     count: int
     seed: int
-    splits = ("train", "validation", "test")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits; `test` only where the task has a validation split."""
+        found = "validation" in self.task.splits
+        return ("train", "validation", "test") if found else ("train", "validation")
 
     def files(self, split: str) -> list[str]:
         """The files of the split that is drawn from."""
@@ -94,6 +99,10 @@ class InContext:
     count: int = 0
     seed: int = 0
     instruction: str = ""
+
+    def files(self) -> list[str]:
+        """The files that the examples are drawn from."""
+        return self.task.source.files("train") if self.count else []
 
     def __call__(self, row: Row, split: str) -> list[dict]:
         """The task's examples of a row, rewritten."""

@@ -165,6 +165,7 @@ def test_rouge_is_the_mean_of_the_best_references():
     found = metrics.rouge(references, ["x y", "p z"])
     assert found["rouge1"] == pytest.approx((1.0 + 0.5) / 2)
     assert found["rouge2"] == pytest.approx(0.5)
+    assert metrics.rouge([[]], ["a"])["rouge1"] == 0.0
     assert metrics.rouge([], []) == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
 
 
@@ -179,7 +180,7 @@ def test_bleu_by_hand():
     precisions = (7 / 8, 4 / 6, 1 / 4, 0.5 / 3)
     expected = math.exp(sum(map(math.log, precisions)) / 4)
     assert metrics.bleu(references, predictions)["bleu"] == pytest.approx(expected, rel=1e-6)
-    assert metrics.bleu([], []) == {"bleu": 0.0}
+    assert metrics.bleu([], []) == metrics.bleu([[]], ["a b"]) == {"bleu": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_files_come_before_tfds(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train.jsonl").write_text('{"text": "f", "idx": 7}\n{"text": "g"}\n')
     monkeypatch.setenv("PROMPT_JAX_DATA", str(tmp_path))
-    assert list(source.rows("train")) == [{"idx": 7, "text": "f"}, {"idx": 1, "text": "g"}]
+    assert list(source.rows("train")) == [{"idx": 0, "text": "f"}, {"idx": 1, "text": "g"}]
     assert source.state() == f"local: {tmp_path / 'mine'} (train)"
     assert len(asked) == 1
 
@@ -100,7 +100,7 @@ def test_a_folder_of_files_is_a_source(tmp_path):
 def test_a_function_is_a_source(tmp_path):
     source = as_source(lambda split: [{"text": split}, {"text": "b", "idx": 5}])
     assert isinstance(source, Rows)
-    assert list(source.rows("dev")) == [{"idx": 0, "text": "dev"}, {"idx": 5, "text": "b"}]
+    assert list(source.rows("dev")) == [{"idx": 0, "text": "dev"}, {"idx": 1, "text": "b"}]
 
 
 def test_rows_of_one_meaning_are_one_outside_training(tmp_path):

@@ -4,6 +4,8 @@ import functools
 import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -34,7 +36,7 @@ def test_a_text_task_end_to_end(tmp_path):
     made = task.register_text_task(
         "t_words", rows, "review: {text}", verbalizers={"0": "no", "1": "yes"}
     )
-    assert made.labels == ("no", "yes") and made.metric_names == ("accuracy", "invalid")
+    assert made.labels == ("no", "yes") and made.metric_names == ["accuracy", "invalid"]
     tokens = cache.build("t_words", "train", BYTE, str(tmp_path))
     assert [BYTE.decode(tokens.inputs(i)) for i in range(2)] == ["review: good", "review: bad"]
     assert [BYTE.decode(tokens.targets(i)) for i in range(2)] == ["yes", "no"]
@@ -102,6 +104,90 @@ def test_labels_by_name_and_by_number(verbalizers, label, word):
 def test_labels_without_a_word(verbalizers, label, message):
     with pytest.raises(UserError, match=message):
         task.Choose("{text}", verbalizers).word({"label": label})
+
+
+def test_a_wrong_column_is_named():
+    choose = task.Choose("{text}", {"no": "n"}, label="stars")
+    with pytest.raises(UserError, match="label: the rows have no column 'stars'"):
+        choose({"text": "x", "star": "no", "idx": 0}, "train")
+
+
+def test_one_answer_needs_no_list_and_nothing_is_null():
+    made = task.register_extraction_task("t_one", lambda split: [], "{question}")
+    (example,) = made.cast({"question": "q", "answers": "Paris", "idx": 0}, "train")
+    assert (example["targets"], example["references"]) == ("Paris", ["Paris"])
+    with pytest.raises(UserError, match="row 3: no answers; the split has no labels"):
+        made.cast({"question": "q", "answers": [], "idx": 3}, "test")
+    with pytest.raises(UserError, match="column 'question' of row 3 is null"):
+        made.cast({"question": None, "answers": ["a"], "idx": 3}, "test")
+
+
+def test_a_metric_that_needs_examples_tells_no_names():
+    def rate(targets, predictions):
+        return {"rate": 1 / len(targets)}
+
+    made = task.register_generation_task("t_rate", rows, "{text}", "{label}", metrics=(rate,))
+    assert made.metric_names is None and registry.metric_names("t_rate") is None
+
+
+EDITED = """
+from prompt_jax.data.task import register_text_task
+register_text_task("t_edited", {"train": "train.tsv"}, "review: {text}",
+                   verbalizers={"0": "no", "1": "yes"})
+"""
+BUILD = """
+import sys
+from prompt_jax.data import cache
+from prompt_jax.data.vocabulary import load_vocabulary
+byte = load_vocabulary("byte")
+made = cache.build(sys.argv[1], sys.argv[2], byte, "cache", module="mine.py")
+print("FOUND", [byte.decode(made.inputs(0)), byte.decode(made.targets(0))])
+"""
+
+
+def test_an_edited_task_is_tokenised_again(tmp_path):
+    """Whatever is edited: template, verbalizer, a function of the module, a file it reads."""
+    (tmp_path / "train.tsv").write_text("text\tlabel\nfine\t1\n")
+    function = EDITED.splitlines()[1] + "\n\n\ndef ask(row):\n    return 'I say ' + row['text']\n"
+    function += "\n".join(EDITED.splitlines()[2:]).replace('"review: {text}"', "ask")
+    seen = []
+    for code in (
+        EDITED,
+        EDITED.replace("review", "Sentence"),
+        EDITED.replace('"yes"', '"indeed"'),
+        function,
+        function.replace("I say", "I think"),
+        EDITED,
+    ):
+        (tmp_path / "mine.py").write_text(code)
+        seen.append(found(tmp_path, "t_edited", "train"))
+    assert seen == [
+        "['review: fine', 'yes']",
+        "['Sentence: fine', 'yes']",
+        "['review: fine', 'indeed']",
+        "['I say fine', 'yes']",
+        "['I think fine', 'yes']",
+        "['review: fine', 'yes']",
+    ]
+    (tmp_path / "train.tsv").write_text("text\tlabel\npoor\t0\n")
+    assert found(tmp_path, "t_edited", "train") == "['review: poor', 'no']"
+
+
+def test_examples_in_the_context_follow_their_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        EDITED.replace('"train.tsv"}', '"train.tsv", "test": "b.tsv"}')
+    )
+    (tmp_path / "b.tsv").write_text("text\tlabel\nnew\t1\n")
+    for word in ("fine", "good"):
+        (tmp_path / "train.tsv").write_text(f"text\tlabel\n{word}\t1\n")
+        inputs = f"review: {word} answer: yes review: new answer:"
+        assert found(tmp_path, "t_edited_1demos_0", "test") == f"['{inputs}', 'yes']"
+
+
+def found(folder, name, split):
+    command = [sys.executable, "-c", BUILD, name, split]
+    out = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return next(line for line in out.splitlines() if line.startswith("FOUND"))[6:]
 
 
 def test_templates():

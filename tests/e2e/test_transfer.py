@@ -59,6 +59,15 @@ def test_a_transfer_task_without_the_split_is_refused_at_once(tmp_path, capsys):
     more = ["--gin.PROMPT_LENGTH=4", "--gin.Run.transfer_tasks=('micro_sentimental',)"]
     assert train(tmp_path, "prompt_tuning", "micro_sentiment", *more) == (2, None)
     assert "did you mean 'micro_sentiment" in capsys.readouterr().err
+    more = ["--gin.PROMPT_LENGTH=4", "--gin.Run.transfer_tasks=('micro_text',)"]
+    assert train(tmp_path, "prompt_tuning", "micro_sentiment", *more) == (2, None)
+    assert "task 'micro_text' has no `inputs`" in capsys.readouterr().err
+
+
+def test_a_metric_that_the_task_has_not_is_refused_at_once(tmp_path, capsys):
+    assert train(tmp_path, "prompt_tuning", "micro_qa", "--gin.PROMPT_LENGTH=4") == (2, None)
+    said = "Run.best_metric = 'accuracy' is not among the metrics of micro_qa: valid: 'em', 'f1'"
+    assert said in capsys.readouterr().err
 
 
 def test_in_context_examples_need_no_training(tmp_path):

@@ -13,6 +13,7 @@ from prompt_jax.data.loader import Data
 from prompt_jax.data.objectives import PrefixLM
 from prompt_jax.data.open import open_loader
 from prompt_jax.data.vocabulary import load_vocabulary
+from prompt_jax.errors import UserError
 from prompt_jax.parts.bank import PromptBank
 from prompt_jax.parts.init import UniformInit, Vocabulary
 from prompt_jax.parts.inject import EncoderSlots
@@ -111,16 +112,83 @@ def test_a_batch_and_a_finite_loss(steps, offline, tmp_path, monkeypatch, name):
         [handle.target(e) for e in examples],
         [handle.postprocess("no such answer", e) for e in examples],
     )
-    assert tuple(right) == entry.metric_names
+    assert list(right) == entry.metric_names
     assert all(wrong[key] < value or value == 0 for key, value in right.items() if key != "invalid")
     assert wrong.get("invalid", 1) == 1 and right.get("invalid", 0) == 0
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixtures_are_of_tasks(name):
-    """Each part is a task here; all of them have the splits that training asks for."""
+    """Each part is a task here, and has a split that all of them have."""
     assert set(MIXTURES[name].rates) <= set(TASKS)
     assert len(set(MIXTURES[name].rates)) > 1
+    shared = set.intersection(*(set(TASKS[part].splits) for part in MIXTURES[name].rates))
+    assert "validation" in shared or name == "xquad"
+
+
+HIDDEN = {
+    "cola": {"sentence": "a", "label": -1},
+    "stsb": {"sentence1": "a", "sentence2": "b", "label": -1.0},
+    "wsc": {"text": "a b", "span1_text": "a", "span2_text": "b", "span2_index": 1, "label": -1},
+    "record": {"passage": "a", "query": "b", "entities": ["c"], "answers": []},
+    "multirc": {"paragraph": "a", "question": "b", "answer": "c", "label": -1},
+    "squad": {"question": "a", "context": "b", "answers": []},
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_labels_are_no_targets(name):
+    """As TFDS has them in the test splits of GLUE and SuperGLUE."""
+    with pytest.raises(UserError, match="the split has no labels"):
+        list(TASKS[name].cast({**HIDDEN[name], "idx": 0}, "test"))
+
+
+def cast(name, split="validation", **row):
+    return list(TASKS[name].cast({**row, "idx": 0}, split))
+
+
+def test_wsc_is_the_generation_of_the_referent():
+    row = {"text": "Bob saw Al, and he, too, left.", "span1_text": "Bob", "span2_text": "he"}
+    row |= {"span2_index": 4, "label": 1}
+    (example,) = cast("wsc", **row)
+    assert example["inputs"] == "Bob saw Al, and *he*, too, left." and example["targets"] == "Bob"
+    assert cast("wsc", "train", **{**row, "label": 0}) == []
+    handle = TASKS["wsc"]
+    assert [handle.answer(t, example) for t in ("the Bob", "Bob's father", "Al", "")] == [
+        *(True, False, False, False),
+    ]
+    assert handle.target(example) is True
+
+
+def test_record_has_its_highlights_as_sentences():
+    row = {"passage": 'He died.\n@highlight\nShe left\n@highlight\n"No"', "query": "@placeholder"}
+    row |= {"entities": ["A", "B"], "answers": ["A", "B", "A"]}
+    examples = cast("record", "train", **row)
+    assert [e["targets"] for e in examples] == ["A", "B"]
+    assert examples[0]["inputs"].endswith('passage: He died. She left. "No"')
+    (one,) = cast("record", **row)
+    assert one["references"] == ["A", "B", "A"]
+
+
+def test_multirc_has_no_markup_and_knows_its_question():
+    row = {"paragraph": "<b>Sent 1: </b>a<br>b", "question": "q", "answer": "x", "label": 1}
+    (one,), (other,) = cast("multirc", **row), cast("multirc", **{**row, "answer": "y"})
+    assert one["inputs"] == "question: q answer: x paragraph: Sent 1: a b"
+    assert one["question_id"] == other["question_id"]
+    assert one["question_id"] != cast("multirc", **{**row, "question": "r"})[0]["question_id"]
+
+
+def test_labels_that_tfds_numbers_from_zero():
+    """Yelp's files say 1 and 2; TFDS' numbers of them are 0 and 1."""
+    yelp = TASKS["yelp"]
+    tidied = [yelp.source.tidy({"text": "x", "label": number, "idx": 0}) for number in (0, 1)]
+    assert [yelp.cast(row, "test")[0]["targets"] for row in tidied] == ["negative", "positive"]
+
+
+def test_scores_of_similarity_are_fifths():
+    texts = [cast("stsb", sentence1="a", sentence2="b", label=x)[0]["targets"] for x in (2.72, 5)]
+    assert texts == ["2.8", "5.0"]
+    assert TASKS["stsb"].answer("2.8", {}) == 2.8 and TASKS["stsb"].answer("two", {}) is None
 
 
 def test_a_mixture_of_the_mock_trains(steps, offline, tmp_path):

@@ -84,7 +84,7 @@ def test_sst2_from_tfds(tmp_path, monkeypatch):
     monkeypatch.delenv("PROMPT_JAX_DATA", raising=False)
     monkeypatch.setattr(tfds, "load", load)
     made = cache.build("sst2", "validation", BYTE, str(tmp_path / "cache"))
-    assert BYTE.decode(made.inputs(0)) == "sentence: fine film" and made.example(0)["idx"] == 7
+    assert BYTE.decode(made.inputs(0)) == "sentence: fine film" and made.example(0)["idx"] == 0
     assert [BYTE.decode(made.targets(i)) for i in range(2)] == ["positive", "negative"]
 
 
