@@ -207,10 +207,8 @@ def test_explain_with_a_users_module(tmp_path):
     code, out, err, seconds = shell(*argv, "--gin.MIXTURE_OR_TASK_NAME='own_task'", cwd=tmp_path)
     assert (code, err) == (0, "")
     assert "'own_task'" in out
-    if seconds >= 8:  # the bar is for an idle machine; elsewhere the module's own imports tell
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import seqio, tensorflow"], check=True)
-        assert seconds < 1.5 * (time.monotonic() - began)
+    if seconds >= 8:  # the bar is for an idle machine; on a busy one the module's own imports tell
+        assert seconds < 1.4 * shell(code="import seqio, tensorflow")[3]
 
 
 def test_explain_grid_on_a_terminal(monkeypatch, capsys):
