@@ -98,6 +98,7 @@ class Store:
         value = None if value is None else float(value)
         extra = {**extra, "state_digest": fingerprint.of_state(state), "value": value}
         extra["digest"] = _digest(extra)
+        extra = json.loads(json.dumps(extra))  # it is written later, as it is now
         try:
             self._manager.save(
                 step,

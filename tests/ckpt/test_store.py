@@ -42,6 +42,20 @@ def test_what_is_saved_is_restored(saved):
     jax.tree.map(np.testing.assert_array_equal, found.state, state())
 
 
+def test_what_the_caller_changes_afterwards_is_not_saved(tmp_path, monkeypatch):
+    """The JSON is written later, by a thread; a run's account of itself goes on meanwhile."""
+    store, given = Store(str(tmp_path / "checkpoints")), []
+    save = store._args.JsonSave
+    monkeypatch.setattr(store._args, "JsonSave", lambda item: given.append(item) or save(item))
+    done = {"seconds": {"total": 1}}
+    store.save(3, state(), {"done": done})
+    done["seconds"]["total"] = 2
+    assert given[0]["done"] == {"seconds": {"total": 1}}
+    store.wait()
+    assert store.restore(3, state()).extra == {"done": {"seconds": {"total": 1}}}
+    store.close()
+
+
 def test_one_flipped_byte_changes_nothing_or_is_refused(saved):
     rng = np.random.default_rng(0)
     refused = 0

@@ -2,14 +2,13 @@
 
 import functools
 import json
+import linecache
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
-from prompt_jax.data import cache, metrics, registry, task
+from prompt_jax.data import cache, fingerprint, metrics, registry, task
 from prompt_jax.data.vocabulary import load_vocabulary
 from prompt_jax.errors import UserError
 
@@ -132,32 +131,25 @@ def test_a_metric_that_needs_examples_tells_no_names():
 
 EDITED = """
 from prompt_jax.data.task import register_text_task
-register_text_task("t_edited", {"train": "train.tsv"}, "review: {text}",
+register_text_task("t_edited", {"train": "TRAIN"}, "review: {text}",
                    verbalizers={"0": "no", "1": "yes"})
-"""
-BUILD = """
-import sys
-from prompt_jax.data import cache
-from prompt_jax.data.vocabulary import load_vocabulary
-byte = load_vocabulary("byte")
-made = cache.build(sys.argv[1], sys.argv[2], byte, "cache", module="mine.py")
-print("FOUND", [byte.decode(made.inputs(0)), byte.decode(made.targets(0))])
 """
 
 
 def test_an_edited_task_is_tokenised_again(tmp_path):
     """Whatever is edited: template, verbalizer, a function of the module, a file it reads."""
     (tmp_path / "train.tsv").write_text("text\tlabel\nfine\t1\n")
-    function = EDITED.splitlines()[1] + "\n\n\ndef ask(row):\n    return 'I say ' + row['text']\n"
-    function += "\n".join(EDITED.splitlines()[2:]).replace('"review: {text}"', "ask")
+    edited = EDITED.replace("TRAIN", str(tmp_path / "train.tsv"))
+    function = edited.splitlines()[1] + "\n\n\ndef ask(row):\n    return 'I say ' + row['text']\n"
+    function += "\n".join(edited.splitlines()[2:]).replace('"review: {text}"', "ask")
     seen = []
     for code in (
-        EDITED,
-        EDITED.replace("review", "Sentence"),
-        EDITED.replace('"yes"', '"indeed"'),
+        edited,
+        edited.replace("review", "Sentence"),
+        edited.replace('"yes"', '"indeed"'),
         function,
         function.replace("I say", "I think"),
-        EDITED,
+        edited,
     ):
         (tmp_path / "mine.py").write_text(code)
         seen.append(found(tmp_path, "t_edited", "train"))
@@ -175,7 +167,7 @@ def test_an_edited_task_is_tokenised_again(tmp_path):
 
 def test_examples_in_the_context_follow_their_file(tmp_path):
     (tmp_path / "mine.py").write_text(
-        EDITED.replace('"train.tsv"}', '"train.tsv", "test": "b.tsv"}')
+        EDITED.replace('"TRAIN"}', f'"{tmp_path}/train.tsv", "test": "{tmp_path}/b.tsv"}}')
     )
     (tmp_path / "b.tsv").write_text("text\tlabel\nnew\t1\n")
     for word in ("fine", "good"):
@@ -185,9 +177,16 @@ def test_examples_in_the_context_follow_their_file(tmp_path):
 
 
 def found(folder, name, split):
-    command = [sys.executable, "-c", BUILD, name, split]
-    out = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-    return next(line for line in out.splitlines() if line.startswith("FOUND"))[6:]
+    """The first example of a task as a new process would see it."""
+    seqio = registry.load_seqio()
+    for known in [n for n in task.REGISTRY if n.startswith("t_edited")]:
+        del task.REGISTRY[known]
+        seqio.TaskRegistry.remove(known)
+    for cached in (registry._import_user, fingerprint.code_hash, fingerprint._origin):
+        cached.cache_clear()
+    linecache.clearcache()
+    made = cache.build(name, split, BYTE, str(folder / "c"), module=str(folder / "mine.py"))
+    return str([BYTE.decode(made.inputs(0)), BYTE.decode(made.targets(0))])
 
 
 def test_templates():

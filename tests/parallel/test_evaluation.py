@@ -78,6 +78,7 @@ def test_any_count_on_eight_devices(alone, shape):
     check(answer_all(Parallel(data=shape[0], model=shape[1])), alone)
 
 
+@pytest.mark.slow
 def test_any_count_on_two_processes(alone):
     """Two processes of two devices; each ends up with all answers."""
     with socket.socket() as free:
