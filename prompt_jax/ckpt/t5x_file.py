@@ -93,20 +93,26 @@ class _Data:
     """The bytes of the file: read from the disk as they are asked for, or those of a bucket."""
 
     def __init__(self, folder: epath.Path):
-        self.path, self.held = str(folder / NAME), None
-        if "://" in self.path:
-            self.held = zarr.read_file(folder, NAME)
-            if self.held is None:
+        path, self._held, self._fd = str(folder / NAME), None, -1
+        if "://" in path:
+            self._held = zarr.read_file(folder, NAME)
+            if self._held is None:
                 raise FileNotFoundError("no such file")
-        self.size = os.path.getsize(self.path) if self.held is None else len(self.held)
+            self.size = len(self._held)
+        else:
+            self._fd = os.open(path, os.O_RDONLY)  # as long as there are arrays to read from it
+            self.size = os.fstat(self._fd).st_size
+
+    def __del__(self):
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def read(self, start: int, count: int) -> bytes:
         if not 0 <= start <= start + count <= self.size:
             raise ValueError(f"ends at byte {self.size}")
-        if self.held is not None:
-            return self.held[start : start + count]
-        with open(self.path, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), count, start)
+        if self._held is not None:
+            return self._held[start : start + count]
+        return os.pread(self._fd, count, start)
 
     def value(self, span: Span):
         """A value that is no array."""
