@@ -8,8 +8,9 @@ from jaxtyping import Float
 
 from prompt_jax import evaluate
 from prompt_jax.assemble import Tree
-from prompt_jax.data import cache, registry
+from prompt_jax.data import registry
 from prompt_jax.data.loader import Data
+from prompt_jax.data.open import open_tokens
 from prompt_jax.errors import UserError
 
 
@@ -77,14 +78,7 @@ class TemplateEnsemble:
         names, labels = self._find(data)
         scores, targets = [], []
         for name in names:
-            tokens = cache.build(
-                name,
-                split,
-                context.opened.vocabulary,
-                data.cache_dir,
-                module=data.mixture_or_task_module,
-                lengths=data.task_feature_lengths,
-            )
+            tokens = open_tokens(data, name, split, context.opened.vocabulary)
             limit = self.limit or context.run.eval_steps * self.batch_size
             count = min(limit, len(tokens)) if limit else len(tokens)
             requests = evaluate.task_requests(context, tokens, count)

@@ -13,6 +13,7 @@ from prompt_jax import decode
 from prompt_jax.assemble import Model, Tree
 from prompt_jax.backbone import Opened
 from prompt_jax.data import cache, layout, registry
+from prompt_jax.data.open import open_tokens
 from prompt_jax.errors import UserError
 from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
@@ -142,14 +143,7 @@ class TaskMetrics:
         limit = self.limit or context.run.eval_steps * self.batch_size
         found = {}
         for name, task in tasks.items():
-            tokens = cache.build(
-                name,
-                split,
-                context.opened.vocabulary,
-                data.cache_dir,
-                module=data.mixture_or_task_module,
-                lengths=data.task_feature_lengths,
-            )
+            tokens = open_tokens(data, name, split, context.opened.vocabulary)
             count = min(limit, len(tokens)) if limit else len(tokens)
             own = task_requests(context, tokens, count)
             texts = [a.text for a in answers(context, params, own, self.decoding, self.batch_size)]

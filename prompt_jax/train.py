@@ -17,7 +17,7 @@ from prompt_jax.ckpt import save_result
 from prompt_jax.ckpt.store import Store
 from prompt_jax.data import cache
 from prompt_jax.data.loader import Data
-from prompt_jax.data.open import open_loader
+from prompt_jax.data.open import open_loader, open_tokens
 from prompt_jax.data.vocabulary import Vocabulary
 from prompt_jax.errors import Interrupted, UserError, nearest
 from prompt_jax.parallel.mesh import Parallel, Shardings
@@ -242,14 +242,7 @@ def check_tasks(run: Run, vocabulary: Vocabulary) -> None:
     evaluated += [(name, run.eval_split) for name in run.transfer_tasks]
     for name, split in evaluated:
         for task in cache.get_tasks(name, data.mixture_or_task_module)[0]:
-            tokens = cache.build(
-                task,
-                split,
-                vocabulary,
-                data.cache_dir,
-                module=data.mixture_or_task_module,
-                lengths=data.task_feature_lengths,
-            )
+            tokens = open_tokens(data, task, split, vocabulary)
             if name in run.transfer_tasks and tokens.text_only:
                 raise UserError(f"Run.transfer_tasks: task {task!r} has no `inputs`")
 

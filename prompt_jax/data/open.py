@@ -7,6 +7,28 @@ from prompt_jax.data.loader import Data, Loader
 from prompt_jax.data.vocabulary import Vocabulary
 
 
+def open_tokens(data: Data, task: str, split: str, vocabulary: Vocabulary) -> cache.TokenCache:
+    """The tokenised split of a task, as a run reads it; made if it is not there.
+
+    Args:
+        data: module, lengths, where caches lie.
+        task: its name.
+        split: one of its splits.
+        vocabulary: the backbone's.
+
+    Raises:
+        UserError: see `cache.build`.
+    """
+    return cache.build(
+        task,
+        split,
+        vocabulary,
+        data.cache_dir,
+        module=data.mixture_or_task_module,
+        lengths=data.task_feature_lengths,
+    )
+
+
 def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: int = 1) -> Loader:
     """The loader of a run.
 
@@ -20,17 +42,7 @@ def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: in
         UserError: unknown task or split, no examples, a prompt that does not fit.
     """
     tasks, rate = cache.get_tasks(data.mixture_or_task_name, data.mixture_or_task_module)
-    sources = {
-        name: cache.build(
-            name,
-            data.split,
-            vocabulary,
-            data.cache_dir,
-            module=data.mixture_or_task_module,
-            lengths=data.task_feature_lengths,
-        )
-        for name in tasks
-    }
+    sources = {name: open_tokens(data, name, data.split, vocabulary) for name in tasks}
     weights = {name: rate(name, len(source)) for name, source in sources.items()}
     return Loader(
         data,
