@@ -10,6 +10,7 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from prompt_jax.losses import CrossEntropy
+from prompt_jax.models.t5 import storage
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.models.t5.network import T5, identity_tap
 from prompt_jax.parts.head import LMHead
@@ -79,7 +80,7 @@ class Model:
     fetch: Callable[[dict], dict] | None = None
 
     def init_backbone(self, key: Array) -> Tree:
-        """Fresh weights of the backbone, in its storage dtype."""
+        """Fresh weights of the backbone, as they are stored."""
         token = jnp.zeros((1, 1), jnp.int32)
         batch = {
             "encoder_input_tokens": token,
@@ -87,8 +88,14 @@ class Model:
             "decoder_input_tokens": token,
             "decoder_segment_ids": token,
         }
-        variables = self.network.init(key, batch)
-        return flatten({"backbone": variables["params"]})
+        config = self.network.config
+        params = self.network.init(key, batch)["params"]
+        stored = {}
+        for path, leaf in traverse_util.flatten_dict(params).items():
+            dtype = storage.stored_dtype(path, config.param_dtype)
+            for name, array in storage.store(path[-1], leaf, dtype).items():
+                stored["/".join(("backbone", *path[:-1], name))] = array
+        return stored
 
     def init_prompt(self, key: Array, vocabulary: Vocabulary) -> Tree:
         """Fresh leaves of the method."""
@@ -124,9 +131,11 @@ class Model:
             key: dropout key; None turns dropout off.
 
         Returns:
-            {"main": {"encoded" [B, T, H], "states" [B, U, H], "logits" float32 [B, U, V]}}.
+            {"main": {"encoded" [B, T, H], "states" [B, U, H], and what the head reads}}.
         """
         tap = self.tap(params, batch)
+        variables = self.variables(params)
+        rngs = {} if key is None else {"dropout": key}
 
         def passes(network):
             options = {"tap": tap, "deterministic": key is None}
@@ -139,11 +148,19 @@ class Model:
                 batch["decoder_segment_ids"],
                 **options,
             )
-            head = self.method.head(network, states)
-            return {"main": {"encoded": encoded, "states": states, **head}}
+            return {"encoded": encoded, "states": states}
 
-        rngs = {} if key is None else {"dropout": key}
-        return nn.apply(passes, self.network)(self.variables(params), rngs=rngs)
+        def logits_of(states):
+            return self.network.apply(variables, states, method="logits")
+
+        record = nn.apply(passes, self.network)(variables, rngs=rngs)
+        head = self.method.head(
+            logits_of,
+            record["states"],
+            batch["decoder_target_tokens"],
+            self.network.config.vocab_size,
+        )
+        return {"main": {**record, **head}}
 
 
 def assemble(

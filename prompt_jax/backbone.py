@@ -13,6 +13,7 @@ from prompt_jax.ckpt import hf, load, prompt_file, prompts
 from prompt_jax.ckpt.paths import resolve_path
 from prompt_jax.data import vocabulary as vocabularies
 from prompt_jax.errors import UserError
+from prompt_jax.models.t5 import storage
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.parts.init import Vocabulary
@@ -58,7 +59,9 @@ class Opened:
     @property
     def parameters(self) -> int:
         """How many numbers the backbone holds."""
-        return sum(leaf.size for leaf in self.params.values())
+        return sum(
+            leaf.size for path, leaf in self.params.items() if not path.endswith(storage.SCALE)
+        )
 
     def init_vocabulary(self) -> Vocabulary:
         """What inits may ask: rows of the embedding table, and stored prompts."""

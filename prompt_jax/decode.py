@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from prompt_jax.likelihood import token_numbers
 from prompt_jax.models.t5.network import T5, identity_tap
 
 EOS = 1
@@ -326,18 +327,23 @@ def score_targets(
     start = _start_tokens(decoder, len(segments))
     ahead = start.shape[1] - 1
 
-    def score(target):
+    def states_of(target):
         real = target > 0
         inputs = jnp.concatenate([start, jnp.where(real, target, 0)[:, :-1]], 1)
         own = jnp.concatenate([jnp.ones_like(start), real[:, :-1]], 1).astype(jnp.int32)
-        states = apply(encoded, segments, inputs, own, tap=decoder.tap, method="decode")
-        logits = apply(states[:, ahead:], method="logits")
-        log_probs = jax.nn.log_softmax(logits)
-        gains = jnp.take_along_axis(log_probs, target[..., None], -1)[..., 0]
-        total = jnp.sum(jnp.where(real, gains, 0.0), 1)
-        return total / jnp.maximum(real.sum(1), 1) if normalise else total
+        return apply(encoded, segments, inputs, own, tap=decoder.tap, method="decode")[:, ahead:]
 
-    return jax.vmap(score, 1, 1)(targets)
+    rows, candidates, length = targets.shape
+    states = jax.vmap(states_of, 1, 1)(targets).reshape(rows, candidates * length, -1)
+    numbers = token_numbers(
+        functools.partial(apply, method="logits"),
+        states,
+        targets.reshape(rows, -1),
+        decoder.network.config.vocab_size,
+    )
+    gains = (numbers["target_logit"] - numbers["log_z"]).reshape(targets.shape)
+    total = jnp.sum(jnp.where(targets > 0, gains, 0.0), 2)
+    return total / jnp.maximum((targets > 0).sum(2), 1) if normalise else total
 
 
 def _start_tokens(decoder: Decoder, count: int) -> Array:

@@ -13,7 +13,7 @@ from etils import epath
 from prompt_jax import evaluate, ledger
 from prompt_jax.assemble import Method, Model, Tree, assemble
 from prompt_jax.backbone import Backbone, Opened, open_backbone
-from prompt_jax.ckpt import save_result
+from prompt_jax.ckpt import save_result, tree
 from prompt_jax.ckpt.store import Store
 from prompt_jax.data import cache
 from prompt_jax.data.loader import Data
@@ -219,6 +219,14 @@ def check(run: Run) -> None:
             "TRAIN_STEPS = %d counts this run's steps alone (T5X's count includes pretraining)",
             run.train_steps,
         )
+    if run.backbone.config.param_dtype == "int8":
+        paths = ["/".join(("backbone", *leaf.path)) for leaf in tree.leaves(run.backbone.config)]
+        moved = [path for path, group in run.method.trainable.labels(paths).items() if group]
+        if moved:
+            raise UserError(
+                "T5Config.param_dtype = 'int8' is for frozen weights, but "
+                f"{run.method.name} trains {moved[0]}; use 'bfloat16' or 'float32'"
+            )
     if bool(run.method.bank) != bool(run.method.inject):
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 

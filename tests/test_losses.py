@@ -7,6 +7,7 @@ import pytest
 
 from prompt_jax import losses
 from prompt_jax.losses import CrossEntropy
+from prompt_jax.parts.head import LMHead
 
 RNG = np.random.default_rng(1)
 LOGITS = RNG.normal(size=(2, 3, 7)).astype(np.float32) * 3
@@ -16,6 +17,11 @@ BATCH = {
     "decoder_target_tokens": jnp.asarray(TARGETS),
     "decoder_loss_weights": jnp.asarray(WEIGHTS),
 }
+
+
+def record(logits, targets=TARGETS):
+    """The outputs record of given logits."""
+    return {"main": LMHead()(jnp.asarray, jnp.asarray(logits), jnp.asarray(targets), 7)}
 
 
 def twin(logits, targets, weights, z, s):
@@ -37,7 +43,7 @@ def twin(logits, targets, weights, z, s):
 @pytest.mark.parametrize("s", [0.0, 0.1])
 def test_cross_entropy_is_the_loop(z, s):
     term = CrossEntropy(z_loss=z, label_smoothing=s)
-    outputs = {"main": {"logits": jnp.asarray(LOGITS)}}
+    outputs = record(LOGITS)
     np.testing.assert_allclose(
         term.sum(outputs, BATCH), twin(LOGITS, TARGETS, WEIGHTS, z, s), rtol=1e-5
     )
@@ -50,7 +56,7 @@ def test_parts_of_a_batch_add_up_to_its_mean():
     parts = [
         losses.total(
             terms,
-            {"main": {"logits": jnp.asarray(LOGITS[i : i + 1])}},
+            record(LOGITS[i : i + 1], TARGETS[i : i + 1]),
             {name: value[i : i + 1] for name, value in BATCH.items()},
             whole,
         )
@@ -62,5 +68,5 @@ def test_parts_of_a_batch_add_up_to_its_mean():
 def test_token_counts_ignore_padding():
     logits = jax.nn.one_hot(TARGETS, 7)
     logits = logits.at[0, 1].set(-logits[0, 1])  # one miss among three
-    counts = losses.token_counts({"main": {"logits": logits}}, BATCH)
+    counts = losses.token_counts(record(logits), BATCH)
     assert (float(counts["correct"]), float(counts["targets"])) == (2.0, 3.0)

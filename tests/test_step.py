@@ -131,7 +131,7 @@ def test_a_prompt_of_real_embeddings_is_those_tokens():
     written["encoder_input_tokens"] = np.where(is_slot, own[(tokens - (1 << 20)) * is_slot], tokens)
     params = {**frozen, "prompt/encoder": table[own]}
     with_slots, with_tokens = (
-        model.outputs(params, jax.tree.map(jnp.asarray, batch))["main"]["logits"]
+        model.outputs(params, jax.tree.map(jnp.asarray, batch))["main"]["log_z"]
         for batch in (slots, written)
     )
     np.testing.assert_array_equal(np.asarray(with_slots), np.asarray(with_tokens))

@@ -15,6 +15,7 @@ from prompt_jax.ckpt import fingerprint, folder, hf, t5x, tree
 from prompt_jax.ckpt.paths import PathLike, resolve_path
 from prompt_jax.ckpt.source import Index, Source, Tensor
 from prompt_jax.errors import UserError
+from prompt_jax.models.t5 import storage
 from prompt_jax.models.t5.config import T5Config
 
 _SHOWN = 12
@@ -80,7 +81,8 @@ def load_backbone(
     sharding = sharding or (lambda *_: SingleDeviceSharding(jax.devices()[0]))
     flat, digests = {}, {}
     for leaf in tree.leaves(config):
-        flat[leaf.path] = _leaf(source, leaf, config.param_dtype, sharding, digests)
+        for name, array in _leaf(source, leaf, config.param_dtype, sharding, digests).items():
+            flat[(*leaf.path[:-1], name)] = array
     return Loaded(traverse_util.unflatten_dict(flat), fingerprint.combine(digests))
 
 
@@ -145,19 +147,24 @@ def read_fingerprint(source: Source) -> str:
     return fingerprint.combine(digests)
 
 
-def _leaf(source: Source, leaf: tree.Leaf, dtype: str, sharding: Place, digests: dict) -> Array:
-    """One leaf in its shards; the digests of its tensors are added."""
-    whole = sharding(leaf.path, leaf.full_shape)
-    part = sharding(leaf.path, leaf.shape)
-    array = jnp.zeros(leaf.full_shape, dtype, device=whole)
+def _leaf(
+    source: Source, leaf: tree.Leaf, dtype: str, sharding: Place, digests: dict
+) -> dict[str, Array]:
+    """One leaf as it is stored, in its shards; the digests of its tensors are added."""
+    dtype, last = storage.stored_dtype(leaf.path, dtype), leaf.path[-1]
+    whole = jax.ShapeDtypeStruct(leaf.full_shape, jnp.float32)
+    stored = jax.eval_shape(lambda leaf: storage.store(last, leaf, dtype), whole)
+    places = {n: sharding((*leaf.path[:-1], n), s.shape) for n, s in stored.items()}
+    arrays = {n: jnp.zeros(s.shape, s.dtype, device=places[n]) for n, s in stored.items()}
+    put, part = _put(last, dtype, tuple(places.items())), sharding(leaf.path, leaf.shape)
     for layer, name in enumerate(leaf.names):
         row = _read(source.tensors[name], part)
-        array, sums, finite = _put(whole)(array, row, jnp.int32(layer) if leaf.layers else None)
+        arrays, sums, finite = put(arrays, row, jnp.int32(layer) if leaf.layers else None)
         if not finite:
             raise UserError(f"{source.place}: {source.own(name, ())[0]} holds NaN or infinity")
         digests[name] = fingerprint.digest(leaf.shape, np.asarray(sums))
         check_digests(source, {name: digests[name]})
-    return array
+    return arrays
 
 
 def _read(tensor: Tensor, sharding: Sharding) -> Array:
@@ -175,17 +182,20 @@ def _read(tensor: Tensor, sharding: Sharding) -> Array:
 
 
 @functools.cache
-def _put(sharding: Sharding):
-    """Writes a tensor into its place of a leaf, in the leaf's dtype.
+def _put(last: str, dtype: str, places: tuple[tuple[str, Sharding], ...]):
+    """Writes a tensor into its place of a leaf, as the leaf is stored.
 
     Returns also its sums as read, and whether what is written is finite.
     """
 
-    def put(array: Array, row: Array, layer: Array | None):
-        low = row.astype(array.dtype)
-        found = fingerprint.sums(row), jnp.isfinite(low).all()
-        if layer is None:
-            return low, *found
-        return jax.lax.dynamic_update_index_in_dim(array, low, layer, 0), *found
+    def put(arrays: dict[str, Array], row: Array, layer: Array | None):
+        low = storage.store(last, row, dtype)
+        finite = jnp.stack([jnp.isfinite(part).all() for part in low.values()]).all()
+        if layer is not None:
+            low = {
+                name: jax.lax.dynamic_update_index_in_dim(arrays[name], part, layer, 0)
+                for name, part in low.items()
+            }
+        return low, fingerprint.sums(row), finite
 
-    return jax.jit(put, donate_argnums=0, out_shardings=(sharding, None, None))
+    return jax.jit(put, donate_argnums=0, out_shardings=(dict(places), None, None))

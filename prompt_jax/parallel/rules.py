@@ -4,9 +4,9 @@ import re
 
 from jax.sharding import PartitionSpec
 
-# (pattern, dimension split over `model`, dimension split over `data` when frozen weights are
-# sharded over both axes); dimensions count from the end, so stacked layers need no rule of their
-# own. First match wins; what no pattern matches is replicated (norms, biases, prompts).
+# (pattern, dimension split over `model`, dimension split over `data` (or None) when frozen weights
+# are sharded over both axes); dimensions count from the end, so stacked layers need no rule of
+# their own. First match wins; what no pattern matches is replicated (norms, biases, prompts).
 RULES = (
     (r"backbone/token_embedder/embedding", -2, -1),
     (r"backbone/decoder/logits_dense/kernel", -1, -2),
@@ -14,6 +14,7 @@ RULES = (
     (r".*/out/kernel", -2, -1),
     (r".*/wi(_0|_1)?/kernel", -1, -2),
     (r".*/wo/kernel", -2, -1),
+    (r".*/(query|key|value|wi(_0|_1)?)/kernel_scale", -1, None),
 )
 
 
@@ -36,7 +37,7 @@ def partition_spec(
         return PartitionSpec()
     _, model_dim, data_dim = rule
     entries: list[str | None] = [None] * len(shape)
-    wanted = [("model", model_dim)] + ([("data", data_dim)] if over_data else [])
+    wanted = [("model", model_dim)] + ([("data", data_dim)] if over_data and data_dim else [])
     for axis, dim in wanted:
         if mesh_shape[axis] > 1 and shape[dim] % mesh_shape[axis] == 0:
             entries[dim] = axis

@@ -1,14 +1,31 @@
 """How the answer is read from the decoder's states."""
 
 import dataclasses
+from collections.abc import Callable
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from prompt_jax import likelihood
 
 
 @dataclasses.dataclass(frozen=True)
 class LMHead:
-    """Text: the backbone's own language-model head on every decoder state."""
+    """Text: the backbone's own language-model head on every decoder state.
 
-    def __call__(self, network, states: Float[Array, "B U H"]) -> dict[str, Array]:
-        """The head's share of the outputs record: {"logits": float32 [B, U, V]}."""
-        return {"logits": network.logits(states)}
+    Attributes:
+        limit_mb: most megabytes of float32 logits at a time.
+    """
+
+    limit_mb: float = likelihood.LIMIT_MB
+
+    def __call__(
+        self,
+        logits_of: Callable[[Array], Array],
+        states: Float[Array, "B U H"],
+        targets: Int[Array, "B U"],
+        vocab_size: int,
+    ) -> dict[str, Array]:
+        """The head's share of the outputs record: `likelihood.token_numbers`, and V."""
+        numbers = likelihood.token_numbers(logits_of, states, targets, vocab_size, self.limit_mb)
+        return {**numbers, "vocab_size": jnp.float32(vocab_size)}

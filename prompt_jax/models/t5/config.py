@@ -2,6 +2,15 @@
 
 import dataclasses
 
+from prompt_jax.errors import UserError, nearest
+
+CHOICES = {
+    "activation": ("gated-gelu", "relu"),
+    "param_dtype": ("float32", "bfloat16", "int8"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "minimal", "full"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -23,7 +32,8 @@ class T5Config:
         position_max_distance: distances beyond share the last bucket.
         norm_epsilon: added to the mean square in RMS norm.
         dropout_rate: one mask along the length, as in T5X.
-        param_dtype: storage dtype of the weights.
+        param_dtype: storage dtype of the weights: "float32", "bfloat16", or "int8" (frozen kernels
+            of the layers with a scale per output channel; all else bfloat16).
         dtype: compute dtype; norms, softmax and logits stay float32.
         remat: "none", "full" (recompute each layer) or "minimal" (keep matrix products).
     """
@@ -46,3 +56,14 @@ class T5Config:
     param_dtype: str = "float32"
     dtype: str = "float32"
     remat: str = "none"
+
+    def __post_init__(self):
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                found = getattr(self, field)
+                raise UserError(f"T5Config.{field} = {found!r}: {nearest(str(found), choices)}")
+
+    @property
+    def float_dtype(self) -> str:
+        """The dtype in which weights are drawn, and in which those lie that are no int8."""
+        return "bfloat16" if self.param_dtype == "int8" else self.param_dtype

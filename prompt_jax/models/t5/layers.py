@@ -168,7 +168,7 @@ class Attention(nn.Module):
 
     def setup(self):
         c = self.config
-        dense = functools.partial(Dense, param_dtype=c.param_dtype, kernel_init=_attention_init)
+        dense = functools.partial(Dense, param_dtype=c.float_dtype, kernel_init=_attention_init)
         width = c.num_heads * c.head_dim
         self.query = dense(width, kernel_init=_query_init(c.head_dim))
         self.key = dense(width)
@@ -222,7 +222,7 @@ class MLP(nn.Module):
         self, x: Float[Array, "B T H"], on_activation: Callable, deterministic: bool = True
     ) -> Float[Array, "B T H"]:
         c = self.config
-        dense = functools.partial(Dense, param_dtype=c.param_dtype)
+        dense = functools.partial(Dense, param_dtype=c.float_dtype)
         if c.activation == "relu":
             hidden = nn.relu(dense(c.mlp_dim, name="wi")(x))
         else:
@@ -242,7 +242,7 @@ class RelativePositionBias(nn.Module):
         c = self.config
         shape = (c.num_heads, c.position_buckets)
         self.rel_embedding = self.param(
-            "rel_embedding", _relpos_init, shape, jnp.dtype(c.param_dtype)
+            "rel_embedding", _relpos_init, shape, jnp.dtype(c.float_dtype)
         )
 
     def _buckets(self, relative_position: np.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from prompt_jax.models.t5 import layers
+from prompt_jax.models.t5 import layers, storage
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.slots import SLOT0
 
+_KEEP_ALL = object()
 _POLICIES = {
     "full": None,
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -76,7 +77,7 @@ class Layer(nn.Module):
 
     def setup(self):
         c = self.config
-        norm = lambda: layers.RMSNorm(c.norm_epsilon, c.param_dtype)  # noqa: E731
+        norm = lambda: layers.RMSNorm(c.norm_epsilon, c.float_dtype)  # noqa: E731
         self.pre_mlp_layer_norm = norm()
         self.mlp = layers.MLP(c)
         if self.stack == "encoder":
@@ -165,7 +166,7 @@ class Encoder(nn.Module):
         self.layers = Layer(c, "encoder")
         if not c.per_layer_position_bias:
             self.relpos_bias = layers.RelativePositionBias(c, True)
-        self.encoder_norm = layers.RMSNorm(c.norm_epsilon, c.param_dtype)
+        self.encoder_norm = layers.RMSNorm(c.norm_epsilon, c.float_dtype)
         self.dropout = layers.Dropout(c.dropout_rate)
         self.dropout_out = layers.Dropout(c.dropout_rate, shared=False)
 
@@ -198,7 +199,7 @@ class Decoder(nn.Module):
         self.layers = Layer(c, "decoder")
         if not c.per_layer_position_bias:
             self.relpos_bias = layers.RelativePositionBias(c, False)
-        self.decoder_norm = layers.RMSNorm(c.norm_epsilon, c.param_dtype)
+        self.decoder_norm = layers.RMSNorm(c.norm_epsilon, c.float_dtype)
         self.dropout = layers.Dropout(c.dropout_rate)
         if not c.tied_head:
             self.logits_dense = Head(c)
@@ -270,7 +271,7 @@ class Head(nn.Module):
         c = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         shape = (c.emb_dim, c.vocab_size)
-        return _float32_product(states, self.param("kernel", init, shape, c.param_dtype), 0)
+        return _float32_product(states, self.param("kernel", init, shape, c.float_dtype), 0)
 
 
 class Embedder(nn.Module):
@@ -282,7 +283,7 @@ class Embedder(nn.Module):
         c = self.config
         shape = (c.vocab_size, c.emb_dim)
         self.embedding = self.param(
-            "embedding", nn.initializers.normal(1.0), shape, jnp.dtype(c.param_dtype)
+            "embedding", nn.initializers.normal(1.0), shape, jnp.dtype(c.float_dtype)
         )
 
     def __call__(self, tokens):
@@ -310,11 +311,12 @@ def _scan(stack, body, length):
     """Lifts `body(layer, carry, xs) -> (carry, ys)` over the stacked layers of `stack`."""
     config = stack.config
     if not stack.is_initializing():
-        # One layer's weights at a time: gathered or dequantised by the hook, then cast. Inside
+        # One layer's weights at a time: gathered by the hook, then dequantised and cast. Inside
         # the rematerialised body, so that the backward pass fetches again instead of keeping.
         body = nn.map_variables(body, "params", trans_in_fn=_fetch(stack.fetch_layer, config))
-    if config.remat != "none":
-        body = nn.remat(body, policy=_POLICIES[config.remat], prevent_cse=False)
+    policy = _policy(stack)
+    if policy is not _KEEP_ALL:
+        body = nn.remat(body, policy=policy, prevent_cse=False)
     return nn.scan(
         body,
         variable_axes={"params": 0},
@@ -324,14 +326,18 @@ def _scan(stack, body, length):
     )
 
 
-def _fetch(fetch_layer, config):
-    def cast(path, leaf):
-        # Norm scales and position biases are used in float32.
-        is_kernel = path[-1].key == "kernel"
-        return leaf.astype(config.dtype) if is_kernel else leaf
+def _policy(stack):
+    """What the backward pass finds again of a layer."""
+    config = stack.config
+    if config.remat != "none":
+        return _POLICIES[config.remat]
+    gathers = stack.fetch_layer is not identity_fetch
+    fetches = gathers or storage.changes(config.param_dtype, config.dtype)
+    return storage.saveable if fetches else _KEEP_ALL
 
+
+def _fetch(fetch_layer, config):
     def trans_in(variables):
-        fetched = {"params": fetch_layer(variables["params"])}
-        return jax.tree_util.tree_map_with_path(cast, fetched)
+        return {"params": storage.fetch(fetch_layer(variables["params"]), config.dtype)}
 
     return trans_in

@@ -1,0 +1,94 @@
+"""How weights lie in memory: as float32, bfloat16, or int8 with a scale per output channel.
+
+int8 is for frozen kernels of the layers, w_io = s_o q_io with s_o = max_i |w_io| / 127; embedding,
+head, norms and position biases are bfloat16 then. A layer is dequantised just before its use.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
+
+SCALE = "_scale"  # "kernel" -> "kernel_scale"
+
+
+def stored_dtype(path: tuple[str, ...], param_dtype: str) -> str:
+    """The dtype in which a leaf is stored.
+
+    Args:
+        path: in the tree, e.g. `("encoder", "layers", "mlp", "wo", "kernel")`.
+        param_dtype: `T5Config.param_dtype`.
+    """
+    if param_dtype != "int8":
+        return param_dtype
+    return "int8" if path[-1] == "kernel" and "layers" in path else "bfloat16"
+
+
+def quantise(
+    kernel: Float[Array, "*layers I O"],
+) -> tuple[Int8[Array, "*layers I O"], Float[Array, "*layers 1 O"]]:
+    """(q, s): the nearest of 255 levels per output channel.
+
+    Args:
+        kernel: weights of one layer, or of all.
+    """
+    wide = kernel.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-2, keepdims=True) / 127.0
+    levels = jnp.round(wide / jnp.where(scale == 0, 1.0, scale))
+    return levels.astype(jnp.int8), scale
+
+
+def store(name: str, leaf: Array, dtype: str) -> dict[str, Array]:
+    """A leaf as it is stored.
+
+    Args:
+        name: the last one of its path.
+        leaf: floats, one layer or all.
+        dtype: its `stored_dtype`.
+
+    Returns:
+        {name: array}, and the scales of an int8 leaf.
+    """
+    if dtype == "int8":
+        levels, scale = quantise(leaf)
+        return {name: levels, name + SCALE: scale}
+    return {name: leaf.astype(dtype)}
+
+
+def fetch(layer: dict, dtype: str) -> dict:
+    """One layer's weights as it computes with them.
+
+    Args:
+        layer: nested dict of its leaves, as stored.
+        dtype: of the computation; norm scales and position biases stay as they are (they are used
+            in float32).
+
+    Returns:
+        The tree that the layer's modules know: kernels in `dtype`.
+    """
+    found = {}
+    for name, leaf in layer.items():
+        if isinstance(leaf, dict):
+            found[name] = fetch(leaf, dtype)
+        elif name + SCALE in layer:
+            found[name] = leaf.astype(dtype) * layer[name + SCALE].astype(dtype)
+        elif not name.endswith(SCALE):
+            found[name] = leaf.astype(dtype) if name == "kernel" else leaf
+    return found
+
+
+def changes(param_dtype: str, dtype: str) -> bool:
+    """Whether `fetch` makes new arrays out of what is stored."""
+    return param_dtype != dtype
+
+
+def saveable(primitive, *inputs, **_) -> bool:
+    """A rematerialisation policy: keep what depends on the batch, never weights alone.
+
+    A layer's kernels are matrices, all activations have more axes. Without it the backward pass
+    would keep every layer's dequantised (cast, gathered) kernels, a backbone of floats.
+
+    Args:
+        primitive: what computes.
+        inputs: shapes and dtypes that go in.
+    """
+    del primitive
+    return any(getattr(aval, "ndim", 0) > 2 for aval in inputs)
