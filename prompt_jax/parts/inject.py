@@ -50,4 +50,5 @@ class EncoderSlots:
             vectors = take_rows(prompts, jnp.clip(slot, 0, prompts.shape[0] - 1))
             return jnp.where((slot >= 0)[..., None], vectors.astype(x.dtype), x)
 
+        fill.sites = ("embed",)
         return fill

@@ -90,8 +90,29 @@ def test_attn_kv(stack, attention):
     check_site("attn_kv", stack, change, shape, attention)
 
 
-def test_identity_leaves_every_bit():
-    np.testing.assert_array_equal(logits(lambda site, x, context: x), plain())
+def identity(site, x, context):
+    return x
+
+
+def test_identity_leaves_every_bit_where_it_names_its_sites():
+    def tap(site, x, context):
+        return x
+
+    tap.sites = ("embed", "layer_in", "attn_out", "mlp_act", "layer_out", "stack_out")
+    np.testing.assert_array_equal(logits(tap), plain())
+
+
+def test_cross_attention_without_keys_and_values_is_the_same():
+    """A tap that names no sites gets keys and values; nobody asks for them in `plain`."""
+    with_keys = logits(identity)
+    assert not np.array_equal(with_keys, plain())  # else both went the same way
+    np.testing.assert_allclose(with_keys, plain(), rtol=1e-5, atol=1e-5)
+
+
+def test_keys_and_values_are_made_for_long_targets():
+    block = layers.Attention(tiny_config())  # D = 16
+    assert block.folds(8, 228) and block.folds(14, 228) and not block.folds(15, 228)
+    assert not block.folds(16, 16)
 
 
 def test_sites_come_in_order():

@@ -108,18 +108,35 @@ def attend(
     return (out / total).astype(value.dtype).transpose(0, 2, 1, 3)
 
 
-class Dense(nn.Module):
-    """A matrix product without bias; the kernel is stored in `param_dtype`."""
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _mix_states(
+    query: Float[Array, "B N Q H"],
+    states: Float[Array, "B K H"],
+    bias: Float[Array, "b n Q K"],
+    keep: Float[Array, "B N 1 K"] | None,
+) -> Float[Array, "B N Q H"]:
+    """`softmax(q s^T + bias) s`, all heads over the same states."""
+    logits = jnp.einsum("bnqh,bkh->bnqk", query, states, preferred_element_type=jnp.float32) + bias
+    weights = jax.nn.softmax(logits, axis=-1)
+    if keep is not None:
+        weights = weights * keep
+    return jnp.einsum("bnqk,bkh->bnqh", weights.astype(states.dtype), states)
 
+
+class Dense(nn.Module):
+    """A matrix product without bias; the kernel [I, O] is stored in `param_dtype`."""
+
+    inputs: int
     features: int
     param_dtype: str
     kernel_init: Callable = _dense_init
 
-    @nn.compact
+    def setup(self):
+        shape = (self.inputs, self.features)
+        self.kernel = self.param("kernel", self.kernel_init, shape, jnp.dtype(self.param_dtype))
+
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.dtype(self.param_dtype))
-        return x @ kernel.astype(x.dtype)
+        return x @ self.kernel.astype(x.dtype)
 
 
 # Recomputed likewise: their residuals are seven arrays [L, B, T, F], and to write them costs more
@@ -170,10 +187,10 @@ class Attention(nn.Module):
         c = self.config
         dense = functools.partial(Dense, param_dtype=c.float_dtype, kernel_init=_attention_init)
         width = c.num_heads * c.head_dim
-        self.query = dense(width, kernel_init=_query_init(c.head_dim))
-        self.key = dense(width)
-        self.value = dense(width)
-        self.out = dense(c.emb_dim)
+        self.query = dense(c.emb_dim, width, kernel_init=_query_init(c.head_dim))
+        self.key = dense(c.emb_dim, width)
+        self.value = dense(c.emb_dim, width)
+        self.out = dense(width, c.emb_dim)
 
     def keys_values(
         self, x: Float[Array, "B K H"]
@@ -198,13 +215,50 @@ class Attention(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B Q H"]:
         heads = (*x.shape[:2], self.config.num_heads, self.config.head_dim)
-        keep = None
-        if not deterministic and self.config.dropout_rate > 0:
-            chance = 1.0 - self.config.dropout_rate
-            shape = (x.shape[0], self.config.num_heads, 1, key.shape[1])
-            keep = jax.random.bernoulli(self.make_rng("dropout"), chance, shape) / chance
+        keep = self._keep(x.shape[0], key.shape[1], deterministic)
         out = attend(self.query(x).reshape(heads), key, value, bias, keep)
         return self.out(out.reshape(*x.shape[:2], -1))
+
+    def folds(self, queries: int, keys: int) -> bool:
+        """Whether `folded` takes fewer operations than to project every key and value."""
+        width = self.config.head_dim
+        return queries * (width + keys) < keys * width
+
+    def folded(
+        self,
+        x: Float[Array, "B Q H"],
+        states: Float[Array, "B K H"],
+        bias: Float[Array, "b n Q K"],
+        deterministic: bool = True,
+    ) -> Float[Array, "B Q H"]:
+        """The same attention to `states` for few queries, without their keys and values.
+
+        Head by head q (S W_k)^T = (q W_k^T) S^T and w (S W_v) = (w S) W_v: 2 Q N H (D + K)
+        products each instead of 2 K N D H.
+
+        Args:
+            x: what asks.
+            states: what is attended to.
+            bias: added to the logits, float32.
+            deterministic: no dropout.
+        """
+        c = self.config
+        heads = (c.emb_dim, c.num_heads, c.head_dim)
+        wk, wv = (w.kernel.astype(x.dtype).reshape(heads) for w in (self.key, self.value))
+        query = self.query(x).reshape(*x.shape[:2], *heads[1:])
+        folded = jnp.einsum("bqnd,hnd->bnqh", query, wk)
+        keep = self._keep(x.shape[0], states.shape[1], deterministic)
+        mixed = _mix_states(folded, states, bias, keep)
+        out = jnp.einsum("bnqh,hnd->bqnd", mixed, wv)
+        return self.out(out.reshape(*x.shape[:2], -1))
+
+    def _keep(self, rows: int, keys: int, deterministic: bool) -> Float[Array, "B N 1 K"] | None:
+        """Dropout of attention weights, or None."""
+        if deterministic or not self.config.dropout_rate:
+            return None
+        chance = 1.0 - self.config.dropout_rate
+        shape = (rows, self.config.num_heads, 1, keys)
+        return jax.random.bernoulli(self.make_rng("dropout"), chance, shape) / chance
 
 
 def _query_init(head_dim: int) -> Callable:
@@ -224,12 +278,13 @@ class MLP(nn.Module):
         c = self.config
         dense = functools.partial(Dense, param_dtype=c.float_dtype)
         if c.activation == "relu":
-            hidden = nn.relu(dense(c.mlp_dim, name="wi")(x))
+            hidden = nn.relu(dense(c.emb_dim, c.mlp_dim, name="wi")(x))
         else:
-            hidden = _gated_gelu(dense(c.mlp_dim, name="wi_0")(x), dense(c.mlp_dim, name="wi_1")(x))
+            wide = functools.partial(dense, c.emb_dim, c.mlp_dim)
+            hidden = _gated_gelu(wide(name="wi_0")(x), wide(name="wi_1")(x))
         hidden = on_activation(hidden).astype(x.dtype)
         hidden = Dropout(c.dropout_rate)(hidden, deterministic)
-        return dense(c.emb_dim, name="wo")(hidden)
+        return dense(c.mlp_dim, c.emb_dim, name="wo")(hidden)
 
 
 class RelativePositionBias(nn.Module):

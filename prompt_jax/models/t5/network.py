@@ -10,6 +10,9 @@ Sites, in both stacks, in the order of the computation:
     mlp_act    [B,T,F]   activations of the MLP
     layer_out  [B,T,H]   the residual stream that leaves a layer
     stack_out  [B,T,H]   after the last norm, before dropout
+
+A tap that works at some of them only may name them in `tap.sites`: where nothing asks for cross
+attention's keys and values and targets are short, they are not made (`layers.Attention.folded`).
 """
 
 from collections.abc import Callable

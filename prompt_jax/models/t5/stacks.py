@@ -57,6 +57,9 @@ def identity_tap(site: str, x: Any, context: Context) -> Any:
     return x
 
 
+identity_tap.sites = ()
+
+
 def identity_fetch(layer_params: dict) -> dict:
     """The `fetch_layer` that changes nothing.
 
@@ -67,6 +70,26 @@ def identity_fetch(layer_params: dict) -> dict:
         The same.
     """
     return layer_params
+
+
+def uses(tap: Callable, site: str) -> bool:
+    """Whether a tap does anything at a site: those it names in `tap.sites`, by default all."""
+    return site in getattr(tap, "sites", (site,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cross:
+    """What cross attention looks at: the encoded input, or keys and values made of it before.
+
+    Attributes:
+        bias: additive mask [B,1,U,T].
+        encoded: [B,T,H].
+        keys_values: ([B,T,N,D], [B,T,N,D]) of this layer.
+    """
+
+    bias: Array
+    encoded: Array | None = None
+    keys_values: tuple[Array, Array] | None = None
 
 
 class Layer(nn.Module):
@@ -108,8 +131,23 @@ class Layer(nn.Module):
         key, value, bias = tap("attn_kv", kv_bias, context)
         key, value = key.astype(normed.dtype), value.astype(normed.dtype)
         out = block(normed, key, value, bias, deterministic)
+        return self._add(x, out, tap, context, deterministic)
+
+    def _add(self, x, out, tap, context, deterministic):
         out = tap("attn_out", out, context).astype(x.dtype)
         return x + self.dropout(out, deterministic)
+
+    def _cross(self, x, cross, tap, context, deterministic):
+        block = self.encoder_decoder_attention
+        normed = self.pre_cross_attention_layer_norm(x)
+        if cross.keys_values is None and not uses(tap, "attn_kv"):
+            if block.folds(normed.shape[1], cross.encoded.shape[1]):
+                out = block.folded(normed, cross.encoded, cross.bias, deterministic)
+                return self._add(x, out, tap, context, deterministic)
+        keys_values = cross.keys_values or block.keys_values(cross.encoded)
+        return self._attend(
+            block, x, normed, (*keys_values, cross.bias), tap, context, deterministic
+        )
 
     def __call__(self, x, mask, position_bias, cross, cached, tap, context, deterministic):
         """Runs the layer.
@@ -118,7 +156,7 @@ class Layer(nn.Module):
             x: residual stream [B,T,H].
             mask: additive mask of self attention [B,1,T,K].
             position_bias: [1,N,T,K], or None when the layer has its own.
-            cross: None, or a function of this layer: cross attention's (key, value, bias).
+            cross: None, or what cross attention looks at.
             cached: None, or the cached (keys, values) [B,U,N,D] of self attention.
             tap: the tap.
             context: with this layer's slice.
@@ -141,10 +179,8 @@ class Layer(nn.Module):
         here = dataclasses.replace(context, attention="self")
         x = self._attend(attention, x, normed, (key, value, bias), tap, here, deterministic)
         if cross is not None:
-            block = self.encoder_decoder_attention
-            normed = self.pre_cross_attention_layer_norm(x)
             here = dataclasses.replace(context, attention="cross")
-            x = self._attend(block, x, normed, cross(self), tap, here, deterministic)
+            x = self._cross(x, cross, tap, here, deterministic)
         normed = self.pre_mlp_layer_norm(x)
         out = self.mlp(normed, lambda hidden: tap("mlp_act", hidden, context), deterministic)
         x = x + self.dropout(out, deterministic)
@@ -215,7 +251,7 @@ class Decoder(nn.Module):
 
         def body(layer, x, sliced):
             here = dataclasses.replace(context, layer=sliced)
-            cross = lambda own: (*own.cross_keys_values(encoded), cross_mask)  # noqa: E731
+            cross = Cross(cross_mask, encoded=encoded)
             return layer(x, mask, shared, cross, None, tap, here, deterministic)[0], None
 
         sliced = getattr(tap, "decoder_layers", None)
@@ -244,7 +280,7 @@ class Decoder(nn.Module):
         def body(layer, x, xs):
             sliced, cached, cross_kv = xs
             here = dataclasses.replace(context, layer=sliced)
-            cross = lambda _: (*cross_kv, cross_mask)  # noqa: E731
+            cross = Cross(cross_mask, keys_values=cross_kv)
             return layer(x, mask, shared, cross, cached, tap, here, True)
 
         xs = (
