@@ -149,7 +149,7 @@ def size_file(source: Source, path: str, vocabulary: str | None) -> str:
         f"# {pathlib.PurePath(source.place).name}: {_parameters(source):,} parameters.",
         f"# Checkpoint: {path}",
     ]
-    unsaid = ("dropout_rate", "param_dtype", "dtype", "remat")  # of a run, not of a checkpoint
+    unsaid = ("dropout_rate", "param_dtype", "dtype", "attention", "remat")  # of a run alone
     for field in dataclasses.fields(source.config):
         if field.name not in unsaid:
             lines.append(f"T5Config.{field.name} = {getattr(source.config, field.name)!r}")

@@ -42,54 +42,6 @@ def test_position_bias_and_its_rows(bidirectional, length):
         np.testing.assert_allclose(row[0, :, 0], np.asarray(bias)[0, :, length - 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_segment_bias_is_the_mask(causal):
-    query = np.array([[1, 1, 2, 0, 0], [1, 2, 3, 3, 3]], np.int32)
-    key = query if causal else np.array([[1, 1, 1, 2, 0, 0, 0], [1, 2, 2, 3, 3, 0, 0]], np.int32)
-    bias = layers.segment_bias(jnp.asarray(query), jnp.asarray(key), causal=causal)
-    for row in range(2):
-        expected = oracles.mask(query[row], key[row], causal)
-        np.testing.assert_array_equal(np.asarray(bias)[row, 0] == 0, expected)
-    assert set(np.unique(bias)) == {np.float32(0), np.float32(layers.MASKED)}
-
-
-def attention_inputs(seed=0):
-    rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-    visible = rng.random((2, 5, 7)) < 0.5
-    visible[:, :, 0] = True
-    arrays = draw(2, 5, 3, 8), draw(2, 7, 3, 8), draw(2, 7, 3, 8), draw(2, 3, 5, 7)
-    return *(jnp.asarray(array) for array in arrays), visible
-
-
-def test_attention_is_that_of_loops():
-    query, key, value, bias, visible = attention_inputs()
-    added = bias + np.where(visible, 0, layers.MASKED)[:, None].astype(np.float32)
-    out = jax.jit(layers.attend)(query, key, value, added)
-    for row in range(2):
-        arrays = (np.asarray(x)[row] for x in (query, key, value, bias, visible))
-        expected = oracles.attention(*arrays)
-        np.testing.assert_allclose(out[row], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_attention_survives_large_logits_and_fully_masked_rows():
-    query, key, value, bias, _ = attention_inputs()
-    out = layers.attend(100 * query, 100 * key, value, bias)
-    assert np.isfinite(out).all()
-    masked = layers.attend(query, key, value, jnp.full_like(bias, layers.MASKED))
-    np.testing.assert_allclose(masked[:, 0], value.mean(1), atol=1e-5)
-
-
-def test_attention_dropout_is_a_mask_on_the_weights():
-    query, key, value, bias, _ = attention_inputs()
-    keep = (np.random.default_rng(1).random((2, 3, 1, 7)) < 0.7).astype(np.float32) / 0.7
-    out = layers.attend(query, key, value, bias, jnp.asarray(keep))
-    logits = np.einsum("bqnd,bknd->bnqk", query, key) + bias
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights = weights / weights.sum(-1, keepdims=True) * keep
-    np.testing.assert_allclose(out, np.einsum("bnqk,bknd->bqnd", weights, value), atol=1e-5)
-
-
 def test_rms_norm_is_float32_inside():
     x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
     scale = np.random.default_rng(1).standard_normal(64).astype(np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prompt_jax.models.t5 import layers
+from prompt_jax.models.t5.attention import attend
 from prompt_jax.models.t5.network import T5, Context, identity_tap
 from prompt_jax.testing.tiny import tiny_batch, tiny_config, tiny_params
 
@@ -149,7 +150,7 @@ def test_key_value_prefix_is_numpys():
     query, key, value, bias = draw(2, 5, N, D), draw(2, 7, N, D), draw(2, 7, N, D), draw(2, N, 5, 7)
     pre_key, pre_value = draw(3, N, D), draw(3, N, D)
     k, v, b = prefixed((key, value, bias), pre_key, pre_value)
-    out = layers.attend(query, k, v, b)
+    out = attend(query, k, v, b)
     for i in range(2):
         for n in range(N):
             old = query[i, :, n] @ key[i, :, n].T + bias[i, n]

@@ -8,6 +8,7 @@ CHOICES = {
     "activation": ("gated-gelu", "relu"),
     "param_dtype": ("float32", "bfloat16", "int8"),
     "dtype": ("float32", "bfloat16"),
+    "attention": ("auto", "xla", "cudnn"),
     "remat": ("none", "minimal", "full"),
 }
 
@@ -35,6 +36,7 @@ class T5Config:
         param_dtype: storage dtype of the weights: "float32", "bfloat16", or "int8" (frozen kernels
             of the layers with a scale per output channel; all else bfloat16).
         dtype: compute dtype; norms, softmax and logits stay float32.
+        attention: "xla", "cudnn" (flash attention on GPUs, half precision), "auto" picks.
         remat: "none", "full" (recompute each layer) or "minimal" (keep matrix products).
     """
 
@@ -55,6 +57,7 @@ class T5Config:
     dropout_rate: float = 0.1
     param_dtype: str = "float32"
     dtype: str = "float32"
+    attention: str = "auto"
     remat: str = "none"
 
     def __post_init__(self):

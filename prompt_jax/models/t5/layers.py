@@ -1,4 +1,4 @@
-"""The pieces of a T5 layer: RMS norm, attention, MLP and the biases of attention logits."""
+"""The pieces of a T5 layer: RMS norm, projections and heads, MLP, position bias, dropout."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from prompt_jax.models.t5 import attention
 from prompt_jax.models.t5.config import T5Config
-
-# Finite, so that a row whose keys are all masked is uniform instead of NaN (as in T5X).
-MASKED = -1e10
 
 # Distributions of T5X's minimal network, for pretraining from scratch.
 _attention_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -48,79 +46,6 @@ def relative_position_bucket(
     ratio = np.log(np.maximum(distance, 1) / exact + 1e-7) / np.log(max_distance / exact)
     far = np.minimum(exact + np.floor(ratio * (buckets - exact)).astype(np.int64), buckets - 1)
     return (start + np.where(distance < exact, distance, far)).astype(np.int32)
-
-
-def segment_bias(
-    query_segments: Int[Array, "B Q"], key_segments: Int[Array, "B K"], *, causal: bool = False
-) -> Float[Array, "B 1 Q K"]:
-    """Additive mask: 0 where a query may see a key (same segment, not later if causal).
-
-    Padding is segment 0: padding queries see padding keys only, real ones never do.
-
-    Args:
-        query_segments: segment of each query.
-        key_segments: segment of each key.
-        causal: also hide keys to the right of the query.
-
-    Returns:
-        0 or `MASKED`, float32, to be added to the attention logits.
-    """
-    visible = query_segments[:, :, None] == key_segments[:, None, :]
-    if causal:
-        rows, columns = visible.shape[1:]
-        visible &= np.arange(rows)[:, None] >= np.arange(columns)[None, :]
-    return jnp.where(visible, 0.0, MASKED).astype(jnp.float32)[:, None]
-
-
-# Recomputed in the backward pass: else the scan stacks the weights of all layers, [L, B, N, Q, K].
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def attend(
-    query: Float[Array, "B Q N D"],
-    key: Float[Array, "B K N D"],
-    value: Float[Array, "B K N D"],
-    bias: Float[Array, "b n Q K"],
-    keep: Float[Array, "B N 1 K"] | None = None,
-) -> Float[Array, "B Q N D"]:
-    """Softmax attention without scaling: `softmax(q k^T + bias) v`, softmax in float32.
-
-    Args:
-        query: projected queries.
-        key: projected keys.
-        value: projected values.
-        bias: position bias plus mask, float32; `b` is 1 or B, `n` is 1 or N.
-        keep: dropout of attention weights, one mask for all queries, already divided by the
-            probability of keeping; None when there is no dropout.
-
-    Returns:
-        One vector per query and head.
-    """
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    logits = jnp.einsum("bnqd,bnkd->bnqk", query, key, preferred_element_type=jnp.float32) + bias
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    # Dividing the D outputs is cheaper than dividing the K weights; and a dropout mask shared
-    # by all queries can as well be laid on the values.
-    total = weights.sum(-1, keepdims=True)
-    if keep is not None:
-        value = value * keep.swapaxes(2, 3).astype(value.dtype)
-    out = jnp.einsum(
-        "bnqk,bnkd->bnqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
-    return (out / total).astype(value.dtype).transpose(0, 2, 1, 3)
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _mix_states(
-    query: Float[Array, "B N Q H"],
-    states: Float[Array, "B K H"],
-    bias: Float[Array, "b n Q K"],
-    keep: Float[Array, "B N 1 K"] | None,
-) -> Float[Array, "B N Q H"]:
-    """`softmax(q s^T + bias) s`, all heads over the same states."""
-    logits = jnp.einsum("bnqh,bkh->bnqk", query, states, preferred_element_type=jnp.float32) + bias
-    weights = jax.nn.softmax(logits, axis=-1)
-    if keep is not None:
-        weights = weights * keep
-    return jnp.einsum("bnqk,bkh->bnqh", weights.astype(states.dtype), states)
 
 
 class Dense(nn.Module):
@@ -216,7 +141,8 @@ class Attention(nn.Module):
     ) -> Float[Array, "B Q H"]:
         heads = (*x.shape[:2], self.config.num_heads, self.config.head_dim)
         keep = self._keep(x.shape[0], key.shape[1], deterministic)
-        out = attend(self.query(x).reshape(heads), key, value, bias, keep)
+        query = self.query(x).reshape(heads)
+        out = attention.attend(query, key, value, bias, keep, self.config.attention)
         return self.out(out.reshape(*x.shape[:2], -1))
 
     def folds(self, queries: int, keys: int) -> bool:
@@ -248,7 +174,7 @@ class Attention(nn.Module):
         query = self.query(x).reshape(*x.shape[:2], *heads[1:])
         folded = jnp.einsum("bqnd,hnd->bnqh", query, wk)
         keep = self._keep(x.shape[0], states.shape[1], deterministic)
-        mixed = _mix_states(folded, states, bias, keep)
+        mixed = attention.mix_states(folded, states, bias, keep)
         out = jnp.einsum("bnqh,hnd->bqnd", mixed, wv)
         return self.out(out.reshape(*x.shape[:2], -1))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from prompt_jax.models.t5 import layers, storage
+from prompt_jax.models.t5 import attention, layers, storage
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.slots import SLOT0
 
@@ -210,7 +210,7 @@ class Encoder(nn.Module):
         """Embeddings [B,T,H] to encoded states [B,T,H]."""
         x = _enter(self.config, x, tap, context)
         x = self.dropout(x, deterministic)
-        mask = layers.segment_bias(context.segment_ids, context.segment_ids)
+        mask = attention.segment_bias(context.segment_ids, context.segment_ids)
         shared = None if self.config.per_layer_position_bias else self.relpos_bias(x.shape[1])
 
         def body(layer, x, sliced):
@@ -245,8 +245,8 @@ class Decoder(nn.Module):
         x = _enter(self.config, x, tap, context)
         x = self.dropout(x, deterministic)
         segments = context.segment_ids
-        mask = layers.segment_bias(segments, segments, causal=True)
-        cross_mask = layers.segment_bias(segments, encoder_segment_ids)
+        mask = attention.segment_bias(segments, segments, causal=True)
+        cross_mask = attention.segment_bias(segments, encoder_segment_ids)
         shared = None if self.config.per_layer_position_bias else self.relpos_bias(x.shape[1])
 
         def body(layer, x, sliced):
@@ -272,8 +272,8 @@ class Decoder(nn.Module):
         x = _enter(self.config, x, tap, context)
         length = cache.keys.shape[2]
         ahead = jnp.arange(length) > cache.index
-        mask = jnp.where(ahead, layers.MASKED, 0.0).astype(jnp.float32)[None, None, None]
-        cross_mask = layers.segment_bias(context.segment_ids, cache.encoder_segment_ids)
+        mask = jnp.where(ahead, attention.MASKED, 0.0).astype(jnp.float32)[None, None, None]
+        cross_mask = attention.segment_bias(context.segment_ids, cache.encoder_segment_ids)
         own = self.config.per_layer_position_bias
         shared = None if own else self.relpos_bias.row(cache.index, length)
 
