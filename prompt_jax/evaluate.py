@@ -207,21 +207,20 @@ def answers(
     generate = context.once(
         ("decode", decoding, length), lambda: _generator(context, decoding, length)
     )
-    out = []
-    for index, (batch, real) in enumerate(_batches(context, requests, batch_size)):
+    out: list[Answer] = [None] * len(requests)
+    for index, (batch, group) in enumerate(_batches(context, requests, batch_size)):
         tokens, scores = jax.device_get(generate(params, batch, np.int32(index)))
-        out += [
-            Answer(vocabulary.decode([int(t) for t in row]), float(score))
-            for row, score in zip(tokens[:real], scores[:real], strict=True)
-        ]
+        for row, number in enumerate(group):
+            text = vocabulary.decode([int(t) for t in tokens[row]])
+            out[number] = Answer(text, float(scores[row]))
     return out
 
 
 def _batches(context: Context, requests: Sequence[Request], batch_size: int):
     rows = context.shardings.mesh.shape["data"]
     slot_layout = context.run.data.layout
-    for batch, real in batches(requests, batch_size, slot_layout, rows):
-        yield context.shardings.put_same(batch), real
+    for batch, group in batches(requests, batch_size, slot_layout, rows):
+        yield context.shardings.put_same(batch), group
 
 
 def _generator(context: Context, decoding: Decoding, length: int):
@@ -295,7 +294,7 @@ def label_scores(
     whole = context.shardings.replicated
     make = lambda: jax.jit(score, out_shardings=whole)  # noqa: E731
     scorer = context.once(("rank", labels, normalise), make)
-    out = [np.zeros((0, len(labels)), np.float32)]
-    for batch, real in _batches(context, requests, batch_size):
-        out.append(np.asarray(jax.device_get(scorer(params, batch)))[:real])
-    return np.concatenate(out)
+    out = np.zeros((len(requests), len(labels)), np.float32)
+    for batch, group in _batches(context, requests, batch_size):
+        out[group] = jax.device_get(scorer(params, batch))[: len(group)]
+    return out

@@ -17,6 +17,9 @@ from prompt_jax.errors import RunFailed
 
 log = logging.getLogger("prompt_jax")
 
+# Positions of the encoder and the decoder that a record tells apart; real = text + targets.
+COUNTED = ("real", "padded", "text", "slots", "padding", "targets", "target_padding")
+
 # A prompt that has moved less than this share of its norm after so many steps is not learning.
 MOVED_SHARE, MOVED_STEPS = 0.01, 100
 
@@ -69,7 +72,7 @@ class Progress(contextlib.AbstractContextManager):
             done: examples, tokens and seconds of earlier processes of this run.
         """
         self.examples = done.get("examples", 0)
-        self.tokens = dict(done.get("tokens", {"real": 0, "padded": 0}))
+        self.tokens = {**dict.fromkeys(COUNTED, 0), **done.get("tokens", {})}
         self._earlier = done.get("seconds", {})
         self._dir = epath.Path(model_dir)
         self._file = self._dir / "curve.jsonl"
@@ -110,11 +113,10 @@ class Progress(contextlib.AbstractContextManager):
         self._pending = (step, numbers)
         self.step = step
         self.examples += accounting.examples
-        padded = accounting.padding + accounting.target_padding
-        self.tokens["real"] += accounting.tokens
-        self.tokens["padded"] += padded
+        for name in COUNTED:
+            self.tokens[name] += getattr(accounting, name)
         self._seen["examples"] += accounting.examples
-        self._seen["tokens"] += accounting.tokens
+        self._seen["tokens"] += accounting.real
         self._seen["waited"] += waited - self._clock.seconds["data_wait"]
         self._clock.seconds["data_wait"] = waited
 

@@ -168,9 +168,14 @@ class Accounting:
         return len(self.index)
 
     @property
-    def tokens(self) -> int:
+    def real(self) -> int:
         """Real tokens, encoder and decoder, without slots and padding."""
         return self.text + self.targets
+
+    @property
+    def padded(self) -> int:
+        """Positions that hold nothing, encoder and decoder."""
+        return self.padding + self.target_padding
 
 
 def _scatter(parts: Examples, rows: Rows, shape: tuple[int, int]):
@@ -298,20 +303,20 @@ def choose_capacity(
     return best, round_up(deep, 8)
 
 
-def choose_counts(needs: Sequence[int], row_multiple: int = 1, most: int = 3) -> tuple[int, ...]:
-    """The few row counts to compile that compute the fewest rows on simulated batches.
+def choose_sizes(needs: Sequence[int], multiple: int = 1, most: int = 3) -> tuple[int, ...]:
+    """The few sizes to compile (rows, or positions of a row) of which the least is computed.
 
-    The largest holds the worst batch seen. A further count must save 1 % of the rows.
+    The largest holds the greatest need. A further size must save 1 % of the whole.
 
     Args:
-        needs: rows that each simulated batch needs.
-        row_multiple: what every count must divide by (the data axis of the mesh).
-        most: how many counts at most.
+        needs: what each batch needs.
+        multiple: what every size must divide by.
+        most: how many sizes at most.
 
     Returns:
-        Increasing counts.
+        Increasing sizes.
     """
-    rounded = np.array([round_up(int(need), row_multiple) for need in needs])
+    rounded = np.array([round_up(int(need), multiple) for need in needs])
     marks = np.unique(rounded)
     # A dozen candidates are enough: with more, neighbours differ by little.
     marks = np.unique(marks[np.linspace(0, len(marks) - 1, 12).round().astype(int)])

@@ -226,7 +226,7 @@ class Loader:
         if given is None:
             capacity = lay.choose_capacity(batches, longest)
         needs = [len(lay.pack(lengths, capacity)) for lengths in batches]
-        return lay.Shapes(capacity, lay.choose_counts(needs, multiple), True, multiple)
+        return lay.Shapes(capacity, lay.choose_sizes(needs, multiple), True, multiple)
 
     @functools.cached_property
     def _streams(self) -> list:

@@ -179,15 +179,15 @@ def test_rows_beyond_the_largest_count_get_a_larger_one():
 
 
 def test_counts_compute_the_fewest_rows():
-    assert layout.choose_counts([9] * 50 + [10] * 45 + [12] * 5) == (9, 10, 12)
-    assert layout.choose_counts([7] * 20) == (7,)
-    assert layout.choose_counts([3, 5, 9], row_multiple=4) == (4, 8, 12)
+    assert layout.choose_sizes([9] * 50 + [10] * 45 + [12] * 5) == (9, 10, 12)
+    assert layout.choose_sizes([7] * 20) == (7,)
+    assert layout.choose_sizes([3, 5, 9], 4) == (4, 8, 12)
 
 
 @SETTINGS
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.sampled_from([1, 2, 8]))
 def test_counts_hold_the_worst_batch_and_divide(needs, multiple):
-    counts = layout.choose_counts(needs, multiple)
+    counts = layout.choose_sizes(needs, multiple)
     assert counts == tuple(sorted(set(counts))) and len(counts) <= 3
     assert max(needs) <= counts[-1] < max(needs) + multiple
     assert all(count % multiple == 0 for count in counts)
