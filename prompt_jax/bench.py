@@ -145,10 +145,10 @@ class Bench:
         shardings = Shardings(run.parallel.mesh(), run.parallel.shard_frozen_over_data)
         assembled = assemble(run.backbone.config, run.method, shardings.fetch_layer)
         with tempfile.TemporaryDirectory() as folder:
-            vocabulary = run.backbone.vocabulary or vocabulary_file(
-                folder, run.backbone.config.vocab_size
-            )
-            backbone = dataclasses.replace(run.backbone, vocabulary=vocabulary)
+            backbone = run.backbone
+            if not (backbone.vocabulary or backbone.checkpoint):
+                vocabulary = vocabulary_file(folder, backbone.config.vocab_size)
+                backbone = dataclasses.replace(backbone, vocabulary=vocabulary)
             opened = open_backbone(backbone, assembled, shardings)
         jax.block_until_ready(opened.params)
         return cls(run, opened, shardings, before)
@@ -232,10 +232,12 @@ class Steps:
         )
 
     def first(self) -> dict[str, float]:
-        """Loss and gradient norm of the first batch without dropout; nothing moves."""
-        batch, _ = self.loader.batch(0)
+        """Loss and gradient norm of the first batch without dropout."""
+        batch = self.bench.shardings.put_batch(self.loader.batch(0)[0])
+        if not self.bench.config.dropout_rate:  # the step itself: nothing else is compiled
+            self.state, numbers = self._step(self.state, self.frozen, batch)
+            return {name: float(numbers[name]) for name in ("loss", "grad_norm")}
         ask = jax.jit(lambda t, f, b: loss_and_grads(self.model, t, f, b, None)[:2])
-        batch = self.bench.shardings.put_batch(batch)
         loss, grads = ask(self.state.trainable, self.frozen, batch)
         norm = math.sqrt(sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)))
         return {"loss": float(loss), "grad_norm": norm}
@@ -321,7 +323,7 @@ class Mixed:
         bank = jax.device_put(jnp.asarray(bank, jnp.float32), bench.shardings.replicated)
         self.params = {**params, ENCODER: bank}
         source = sst2_lengths(bench.config.vocab_size)
-        self.inputs = [source.inputs(i) for i in rng.permutation(len(source))[:batch_size]]
+        self.inputs = [source.inputs(int(i)) for i in rng.permutation(len(source))[:batch_size]]
         slots = [layout.slot_ids(MIXED_PROMPT, k * MIXED_PROMPT) for k in range(prompts)]
         self.requests = [Request(ids, slots[i % prompts]) for i, ids in enumerate(self.inputs)]
 
@@ -344,7 +346,7 @@ def first_step_seconds(model: str, bindings: Sequence[str], rows: int, caches: s
     Args:
         model: NAME of models/NAME.gin.
         bindings: of the run.
-        rows: of the embedding table.
+        rows: of the embedding table, for a vocabulary that fits; 0: the run has its own.
         caches: folder of the compiled programs and the tokenised task; an empty one is cold.
 
     Raises:
@@ -359,7 +361,7 @@ def first_step_seconds(model: str, bindings: Sequence[str], rows: int, caches: s
     }
     with tempfile.TemporaryDirectory() as folder:
         own = [f"MODEL_DIR='{folder}/run'", "TRAIN_STEPS=1000", "Run.log_period=1"]
-        own += [f"Backbone.vocabulary='{vocabulary_file(folder, rows)}'"]
+        own += [f"Backbone.vocabulary='{vocabulary_file(folder, rows)}'"] if rows else []
         flags = [f"--gin_file={file}" for file in files(model)]
         flags += [f"--gin.{binding}" for binding in defaults([*bindings, *own])]
         began = time.perf_counter()
@@ -381,12 +383,16 @@ def first_step_seconds(model: str, bindings: Sequence[str], rows: int, caches: s
 
 
 def start_bindings(shape: "Shape") -> list[str]:
-    """A run of about the unpadded batch's shape on an embedded task."""
+    """A run on an embedded task whose rows are as wide as the unpadded batch's.
+
+    With a prompt of 100 its short examples cannot share such a row: just as many rows, too.
+    """
+    wide = shape.inputs + shape.prompt
     return [
         f"TASK_FEATURE_LENGTHS={{'inputs': {shape.inputs}, 'targets': {shape.targets}}}",
         f"PROMPT_LENGTH={shape.prompt}",
         f"BATCH_SIZE={shape.batch}",
-        "Data.packing=False",
+        f"PACKED_LENGTHS={{'inputs': {wide}, 'targets': {shape.targets}}}",
     ]
 
 
@@ -550,7 +556,8 @@ def mixed_rates(seconds: dict[str, list[float]], requests: int) -> dict[str, Any
 
 def _start(bench: Bench, args) -> dict[str, Any]:
     found: dict[str, list[float]] = {"cold": [], "warm": []}
-    bindings, rows = [*start_bindings(_shape(args)), *args.gin], bench.config.vocab_size
+    bindings, backbone = [*start_bindings(_shape(args)), *args.gin], bench.run.backbone
+    rows = 0 if backbone.vocabulary or backbone.checkpoint else bench.config.vocab_size
     for _ in range(args.starts):
         with tempfile.TemporaryDirectory() as caches:
             for name in found:
