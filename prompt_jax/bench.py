@@ -300,9 +300,13 @@ def unpadded(bench: Bench, shape: "Shape") -> Steps:
 
 def sst2(bench: Bench, prompt_length: int, batch_size: int = 32, row: int = 0) -> Steps:
     """SST-2's lengths, packed; `row`: capacity of a row, 0: as the loader chooses."""
-    packed = {"inputs": row, "targets": 8 * max(1, row // (4 * prompt_length))} if row else None
+    source, packed = sst2_lengths(bench.config.vocab_size), None
+    if row:  # targets for as many of the shortest examples as fit
+        shortest, targets = source.own.min(axis=0).tolist()
+        deep = layout.round_up(row // (prompt_length + shortest) * targets, 8)
+        packed = {"inputs": row, "targets": deep}
     data = Data(task_feature_lengths=SST2_LIMITS, packed_lengths=packed, batch_size=batch_size)
-    return Steps(bench, sst2_lengths(bench.config.vocab_size), data, prompt_length)
+    return Steps(bench, source, data, prompt_length)
 
 
 # --- mixed prompts ---
