@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import __main__ as cli
-from prompt_jax import bench, flops
+from prompt_jax import bench, flops, workbench
 from prompt_jax.data import cache, task
 from prompt_jax.data.layout import EOS
 from prompt_jax.data.vocabulary import check_fits, load_vocabulary
@@ -29,7 +29,7 @@ ONE = "Parallel.data=1"  # of the session's 8 devices
 
 @pytest.fixture(scope="module")
 def micro():
-    return bench.Bench.open("micro_xs", [ONE])
+    return workbench.Bench.open("micro_xs", [ONE])
 
 
 # --- the verb ---
@@ -79,7 +79,7 @@ def test_an_unknown_model_is_the_users_input(capsys):
 
 
 def test_examples_have_their_lengths_and_are_the_same_again():
-    made = bench.Made(np.array([[5, 2], [3, 4]]), 100)
+    made = workbench.Made(np.array([[5, 2], [3, 4]]), 100)
     inputs = made.inputs(0)
     assert (len(inputs), len(made.targets(0)), len(made.targets(1))) == (5, 2, 4)
     assert inputs[-1] == EOS and (inputs[:-1] >= 2).all() and (inputs < 100).all()
@@ -89,7 +89,7 @@ def test_examples_have_their_lengths_and_are_the_same_again():
 
 def test_stored_lengths_are_those_of_the_real_rows(tmp_path):
     """67,349 examples; where rows and T5's vocabulary are at hand, exactly theirs."""
-    stored = bench.sst2_lengths(1000).lengths()
+    stored = workbench.sst2_lengths(1000).lengths()
     assert len(stored) == 67349 and stored.max() == 85
     vocabulary = os.environ.get("PROMPT_JAX_T5_VOCABULARY")
     if not vocabulary or not task.known()["sst2"].source.files("train"):
@@ -101,14 +101,14 @@ def test_stored_lengths_are_those_of_the_real_rows(tmp_path):
 
 @pytest.mark.parametrize("rows", [384, 4096, 32128])
 def test_the_stand_in_vocabulary_fits(tmp_path, rows):
-    check_fits(load_vocabulary(bench.vocabulary_file(str(tmp_path), rows)), rows)
+    check_fits(load_vocabulary(workbench.vocabulary_file(str(tmp_path), rows)), rows)
 
 
 # --- steps ---
 
 
 def test_work_is_of_the_batches_that_a_block_trains_on(micro):
-    steps = bench.sst2(micro, 5, 6)
+    steps = workbench.sst2(micro, 5, 6)
     work = steps.work(3)
     lengths = []
     for step in range(3):
@@ -126,9 +126,9 @@ def test_work_is_of_the_batches_that_a_block_trains_on(micro):
 
 def test_the_first_numbers_are_without_dropout(micro):
     """Both ways to ask: the step itself, and, where there is dropout, a pass without it."""
-    dropout = bench.Bench.open("micro_xs", [ONE, "DROPOUT_RATE=0.5"])
-    shape = bench.Shape(batch=2, inputs=6, prompt=3, targets=2)
-    found = [bench.unpadded(each, shape) for each in (micro, dropout)]
+    dropout = workbench.Bench.open("micro_xs", [ONE, "DROPOUT_RATE=0.5"])
+    shape = workbench.Shape(batch=2, inputs=6, prompt=3, targets=2)
+    found = [workbench.unpadded(each, shape) for each in (micro, dropout)]
     for steps in found:
         steps.set_prompt(np.full((3, 64), 0.25))
     plain, dropped = (steps.first() for steps in found)
@@ -138,8 +138,8 @@ def test_the_first_numbers_are_without_dropout(micro):
 
 
 def test_mixed_rows_use_as_many_prompts(micro):
-    mixed = bench.Mixed(micro, 3, 7)
-    assert mixed.params["prompt/encoder"].shape == (3 * bench.MIXED_PROMPT, 64)
+    mixed = workbench.Mixed(micro, 3, 7)
+    assert mixed.params["prompt/encoder"].shape == (3 * workbench.MIXED_PROMPT, 64)
     slots = [tuple(request.slots.tolist()) for request in mixed.requests]
     assert len(set(slots)) == 3 and slots[0] == slots[3] and len(slots) == 7
     assert {s for each in slots for s in each} == set(range(1 << 20, (1 << 20) + 60))
@@ -149,15 +149,15 @@ def test_mixed_rows_use_as_many_prompts(micro):
 def test_a_start_that_fails_says_why(tmp_path):
     wrong = ["TRAIN_STEP=1"]
     with pytest.raises(RunFailed, match="before its first step: .*TRAIN_STEP"):
-        bench.first_step_seconds("micro_xs", wrong, 4096, str(tmp_path))
+        workbench.first_step_seconds("micro_xs", wrong, 4096, str(tmp_path))
 
 
 @pytest.mark.slow
 def test_a_warm_start_is_faster(tmp_path):
     """The second process finds compiled programs and tokens."""
-    shape = bench.start_bindings(bench.Shape(4, 40, 5, 4))
+    shape = workbench.start_bindings(workbench.Shape(4, 40, 5, 4))
     cold, warm = (
-        bench.first_step_seconds("micro_xs", shape, 4096, str(tmp_path)) for _ in range(2)
+        workbench.first_step_seconds("micro_xs", shape, 4096, str(tmp_path)) for _ in range(2)
     )
     assert warm < cold
     assert list((tmp_path / "jax").iterdir()) and list((tmp_path / "tokens").iterdir())
@@ -236,6 +236,8 @@ def test_presets_change_defaults_alone():
     gpu = bench_peft.flags([peer, "--gpu", "--model=t5_1_1_xl", "--batch=4,16"])
     assert (gpu.dtype, gpu.row, gpu.batch) == ("bfloat16", 612, [4, 16])
     assert gpu.model == ["t5_1_1_xl"] and gpu.only == ["unpadded", "sst2"]
+    both = bench_peft.flags([peer, "--gpu", "--tiny"])
+    assert (both.model, both.dtype, both.inputs) == (["micro_xs"], "bfloat16", 12)
     usual = bench_peft.flags([peer])
     assert (usual.batch, usual.inputs, usual.prompt_length, usual.targets) == ([16], 128, 100, 8)
     assert usual.blocks >= 7 and usual.dropout == 0.0 and usual.only == list(bench_peft.KINDS)

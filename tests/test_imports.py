@@ -21,7 +21,8 @@ ALLOWED = {
         *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
         *("inspect_prompt", "bench"),
     },
-    "bench": {
+    "bench": {"ckpt", "ledger", "workbench"},
+    "workbench": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate", "flops"),
         *("ledger", "parallel", "requests", "step", "train"),
     },

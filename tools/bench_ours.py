@@ -1,4 +1,4 @@
-"""Our side of `bench_peft.py`: the cases of `prompt_jax.bench`, block by block as they are asked.
+"""Our side of `bench_peft.py`: `prompt_jax.workbench`, block by block as it is asked.
 
 Started by bench_peft.py; `--make` writes the backbone of random weights that both sides read.
 """
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import prompt_jax
-from prompt_jax import bench
+from prompt_jax import bench, ledger, workbench
 from prompt_jax.assemble import unflatten
 from prompt_jax.ckpt import folder as backbone_folder
 
@@ -25,13 +25,13 @@ class Ours:
         self.folder = pathlib.Path(args.folder)
         path = [f"INITIAL_CHECKPOINT_PATH='{self.folder / 'backbone'}'"]
         path += ["Backbone.random_weights=False"]
-        self.bench = bench.Bench.open(args.model, [*args.gin, *path])
+        self.bench = workbench.Bench.open(args.model, [*args.gin, *path])
         self.cases = {}
 
     def about(self) -> dict:
         """Versions, sizes and the device."""
         return {
-            "versions": {"prompt_jax": prompt_jax.__version__, **bench.ledger.versions()},
+            "versions": {"prompt_jax": prompt_jax.__version__, **ledger.versions()},
             "parameters": self.bench.opened.parameters,
             "device": jax.devices()[0].device_kind,
         }
@@ -40,10 +40,10 @@ class Ours:
         """Makes a case of training steps and writes its batches for the other side."""
         count, prompt = case["steps"], case["prompt"]
         if case["kind"] == "unpadded":
-            shape = bench.Shape(case["batch"], case["inputs"], prompt, case["targets"])
-            steps = bench.unpadded(self.bench, shape)
+            shape = workbench.Shape(case["batch"], case["inputs"], prompt, case["targets"])
+            steps = workbench.unpadded(self.bench, shape)
         else:
-            steps = bench.sst2(self.bench, prompt, case["batch"], case["row"])
+            steps = workbench.sst2(self.bench, prompt, case["batch"], case["row"])
         width = self.bench.config.emb_dim
         steps.set_prompt(np.random.default_rng(0).uniform(-0.5, 0.5, (prompt, width)))
         write_batches(self.folder / f"{case['name']}.npz", steps, count)
@@ -63,10 +63,10 @@ class Ours:
 
     def open_mixed(self, name: str, prompts: int, requests: int) -> dict:
         """Makes a batch of requests with several prompts."""
-        mixed = self.cases[name] = bench.Mixed(self.bench, prompts, requests)
+        mixed = self.cases[name] = workbench.Mixed(self.bench, prompts, requests)
         flat = np.concatenate(mixed.inputs)
         np.savez(self.folder / "mixed.npz", inputs=flat, lengths=[len(i) for i in mixed.inputs])
-        return {"targets": bench.SST2_LIMITS["targets"], "prompt": bench.MIXED_PROMPT}
+        return {"targets": workbench.SST2_LIMITS["targets"], "prompt": workbench.MIXED_PROMPT}
 
     def mixed(self, name: str) -> dict:
         """A batch answered."""
@@ -74,19 +74,19 @@ class Ours:
 
     def memory(self) -> dict:
         """The most that was held so far."""
-        return bench.memory(self.bench)
+        return workbench.memory(self.bench)
 
     def save(self, name: str, repeat: int) -> dict:
         """Checkpoints of a case's state."""
-        return bench.checkpoint(self.cases[name], repeat)
+        return workbench.checkpoint(self.cases[name], repeat)
 
     def close(self, name: str) -> dict:
-        """Forgets a case."""
-        del self.cases[name]
+        """Forgets a case, if its opening came so far."""
+        self.cases.pop(name, None)
         return {}
 
 
-def write_batches(file: pathlib.Path, steps: bench.Steps, count: int) -> None:
+def write_batches(file: pathlib.Path, steps: workbench.Steps, count: int) -> None:
     """The examples of the first batches, flat, for a side that knows no loader."""
     order = [steps.loader.batch(step)[1].index.tolist() for step in range(count)]
     inputs = [steps.source.inputs(i) for batch in order for i in batch]
@@ -102,9 +102,9 @@ def write_batches(file: pathlib.Path, steps: bench.Steps, count: int) -> None:
 
 def make(args: argparse.Namespace) -> None:
     """Writes random weights as a backbone folder, which is one of Hugging Face's."""
-    opened = bench.Bench.open(args.model, args.gin)
+    opened = workbench.Bench.open(args.model, args.gin)
     folder = pathlib.Path(args.folder)
-    vocabulary = bench.vocabulary_file(str(folder), opened.config.vocab_size)
+    vocabulary = workbench.vocabulary_file(str(folder), opened.config.vocab_size)
     backbone_folder.save(
         folder / "backbone",
         unflatten(opened.opened.params)["backbone"],

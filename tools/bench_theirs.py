@@ -178,8 +178,8 @@ class Theirs:
         return {"bytes": total, "adapter_bytes": adapter, "seconds": seconds[1:]}
 
     def close(self, name: str) -> dict:
-        """Forgets a case."""
-        del self.cases[name]
+        """Forgets a case, if its opening came so far."""
+        self.cases.pop(name, None)
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
         return {}
