@@ -32,6 +32,7 @@ from prompt_jax import bench, workbench  # noqa: E402
 # Relative: of the loss, and of the gradient's norm, which went through every layer twice.
 TOLERANCE = {"float32": (1e-3, 1e-3), "bfloat16": (2e-2, 1e-1)}
 SAME = ("parameters", "trainable")
+ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of several the same one, unless the caller says which
 PAUSE = 0.3  # OpenMP's threads spin for a while after their last product
 
 
@@ -49,7 +50,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **env},
+            env={**ONE_GPU, **os.environ, **env},
         )
         self._reply()
         self.about = self.ask("about")
@@ -240,7 +241,7 @@ def compare(args, model: str) -> dict:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         command, env = ours_command(args, model, folder)
-        subprocess.run([*command, "--make"], env={**os.environ, **env}, check=True)
+        subprocess.run([*command, "--make"], env={**ONE_GPU, **os.environ, **env}, check=True)
         peft = Side("peft", *theirs_command(args, folder))
         stack.callback(peft.close)
         ours = Side("ours", command, env)
