@@ -151,6 +151,28 @@ def _flags_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
 
 
+def _flags_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group(*_GIN)  # e.g. --gin.T5Config.dtype="'bfloat16'"
+    parser.add_argument("--model", default="t5_1_1_small", metavar="NAME", help="models/NAME.gin")
+    parser.add_argument(
+        "--only", default="", metavar="CASE,CASE",
+        help="of memory, unpadded, sst2, mixed, checkpoint, start; default: all",
+    )  # fmt: skip
+    parser.add_argument("--repeat", type=_positive, default=7, help="timed blocks of a case")
+    parser.add_argument("--json", metavar="FILE", help="also write the record as JSON")
+    shape = parser.add_argument_group("sizes")
+    shape.add_argument("--batch", type=_positive, default=16, help="examples, unpadded")
+    shape.add_argument("--inputs", type=_positive, default=128, help="own tokens, unpadded")
+    shape.add_argument("--prompt_length", type=_positive, default=100, help="slots, unpadded")
+    shape.add_argument("--targets", type=_positive, default=8, help="target tokens, unpadded")
+    shape.add_argument("--steps", type=_positive, default=3, help="steps of an unpadded block")
+    shape.add_argument("--examples", type=_positive, default=32, help="examples a batch, sst2")
+    shape.add_argument("--row", type=int, default=0, help="packed row, sst2; 0: chosen")
+    shape.add_argument("--batches", type=_positive, default=8, help="batches of an sst2 block")
+    shape.add_argument("--requests", type=_positive, default=256, help="requests, mixed")
+    shape.add_argument("--starts", type=_positive, default=3, help="processes started")
+
+
 def _positive(text: str) -> int:
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
@@ -223,6 +245,11 @@ VERBS = {
         _flags_inspect,
         "prompt_jax.inspect_prompt:inspect_command",
         gin=False,
+    ),
+    "bench": Verb(
+        "what a run costs here: steps, mixed prompts, start, memory, checkpoints",
+        _flags_bench,
+        "prompt_jax.bench:bench_command",
     ),
     "tasks": Verb(
         "list tasks, or show one",

@@ -19,8 +19,14 @@ ALLOWED = {
     "__init__": {"predict"},
     "__main__": {
         *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
-        "inspect_prompt",
+        *("inspect_prompt", "bench"),
     },
+    "bench": {"ckpt", "ledger", "workbench"},
+    "workbench": {
+        *("assemble", "backbone", "ckpt", "config", "data", "evaluate", "flops"),
+        *("ledger", "parallel", "requests", "step", "train"),
+    },
+    "flops": {"models"},
     "convert": {"ckpt", "data", "models"},
     "inspect_prompt": {"ckpt", "data", "report", "similarity"},
     "similarity": set(),

@@ -1,325 +1,344 @@
-"""Time of a training step against PEFT on PyTorch: the same shapes, weights, batch and cores.
+"""Time, memory and checkpoints of prompt tuning against PEFT on PyTorch, both in turn.
 
-    .venv/bin/python tools/bench_peft.py --peft_python PATH [--json FILE]
+    .venv/bin/python tools/bench_peft.py --peft_python PATH --json out/bench.json
+    .venv/bin/python tools/bench_peft.py --peft_python PATH --json out/bench_gpu.json --gpu
+    .venv/bin/python tools/bench_table.py out/bench.json out/bench_gpu.json   # docs/performance.md
 
 PATH is the Python of a venv with torch, transformers and peft (the extra `parity`; keep it apart
-from the project's own). Both sides stay alive in processes of their own and take turns, block by
-block, so that what else the machine does falls on both. The model has random weights, made by
-transformers and read by us from its files; before any clock runs, both must find the same loss
-and the same gradient norm of the prompt: they do the same work.
+from the project's own). Each side stays alive in a process of its own, on the same cores, and
+takes its turn block by block, so that what else the machine does falls on both. Both read the same
+random weights and the same examples; before any clock runs they must find the same loss and the
+same gradient norm of the prompt: they do the same work, packed here, padded there.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-# T5 1.1 Small: 76,961,152 parameters.
-SMALL = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "num_heads": 6,
-    "d_kv": 64,
-    "d_ff": 1024,
-    "num_layers": 8,
-    "num_decoder_layers": 8,
-}
-TINY = {**SMALL, "vocab_size": 256, "d_model": 32, "d_ff": 64, "num_layers": 2}
-TINY["num_decoder_layers"] = 2
-TOLERANCE = 1e-3  # relative, float32 over 16 layers
-QUIET = 1.2  # slowest block over fastest, at most, on a machine that does nothing else
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
+
+from bench_table import bars, machine, show  # noqa: E402
+
+from prompt_jax import bench, workbench  # noqa: E402
+
+# Relative: of the loss, and of the gradient's norm, which went through every layer twice.
+TOLERANCE = {"float32": (1e-3, 1e-3), "bfloat16": (2e-2, 1e-1)}
+SAME = ("parameters", "trainable")
+ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of several the same one, unless the caller says which
+PAUSE = 0.3  # OpenMP's threads spin for a while after their last product
 
 
-def batch_arrays(args, vocab_size: int) -> tuple:
-    """Inputs [B, T] and targets [B, U], every position real, the same on both sides."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    inputs = rng.integers(2, vocab_size, (args.batch, args.inputs))
-    targets = rng.integers(2, vocab_size, (args.batch, args.targets))
-    return inputs, targets
-
-
-def peft_side(args, folder: pathlib.Path):
-    """PEFT's prompt tuning; writes the weights and the prompt that the other side reads.
-
-    Returns:
-        `step() -> loss`, and what there is to say about this side.
-    """
-    import numpy as np
-    import peft
-    import torch
-    import transformers
-    from safetensors.torch import save_file
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    # `tie_word_embeddings=False` keeps transformers 5 from scaling the decoder's states, but it
-    # ties the head all the same: it gets weights of its own by hand.
-    config = transformers.T5Config(
-        **(TINY if args.tiny else SMALL),
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    base = transformers.T5ForConditionalGeneration(config)
-    head = torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5
-    base.lm_head.weight = torch.nn.Parameter(head)
-    assert base.lm_head.weight is not base.shared.weight
-    base.config.use_cache = False
-    # Tensors that share their memory (the table, three times) are written once.
-    own = {t.data_ptr(): name for name, t in reversed(base.state_dict().items())}
-    tensors = {name: base.state_dict()[name].clone() for name in own.values()}
-    save_file(tensors, folder / "model.safetensors")
-    fields = {**config.to_dict(), "tie_word_embeddings": False, "scale_decoder_outputs": False}
-    (folder / "config.json").write_text(json.dumps(fields, default=str))
-
-    # By default PEFT makes and trains a second prompt, for the decoder, that T5 never uses.
-    tuning = peft.PromptTuningConfig(
-        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=args.prompt, num_transformer_submodules=1
-    )
-    model = peft.get_peft_model(base, tuning).train()
-    (prompt,) = [p for p in model.parameters() if p.requires_grad]
-    assert prompt.shape == (args.prompt, config.d_model)
-    with torch.no_grad():
-        prompt.uniform_(-0.5, 0.5)
-    np.save(folder / "prompt.npy", prompt.detach().numpy())
-
-    inputs, targets = (torch.from_numpy(x) for x in batch_arrays(args, config.vocab_size))
-    mask = torch.ones_like(inputs)
-    optimizer = transformers.optimization.Adafactor(
-        [prompt], lr=0.3, scale_parameter=False, relative_step=False, weight_decay=1e-5
-    )
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(input_ids=inputs, attention_mask=mask, labels=targets).loss
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    loss = model(input_ids=inputs, attention_mask=mask, labels=targets).loss
-    loss.backward()
-    about = {
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft)},
-        "parameters": sum(t.numel() for t in tensors.values()),
-        "trainable": prompt.numel(),
-        "loss": loss.item(),
-        "grad_norm": prompt.grad.norm().item(),
-    }
-    return step, about
-
-
-def our_side(args, folder: pathlib.Path):
-    """The project's own training step, from the other side's weights.
-
-    Returns:
-        `step() -> loss`, and what there is to say about this side.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import prompt_jax
-    from prompt_jax import step as steps
-    from prompt_jax.assemble import Method, assemble, flatten
-    from prompt_jax.ckpt.load import load_backbone, open_source
-    from prompt_jax.losses import CrossEntropy
-    from prompt_jax.parts.bank import PromptBank
-    from prompt_jax.parts.inject import EncoderSlots
-    from prompt_jax.slots import SLOT0
-
-    method = Method(
-        name="prompt_tuning",
-        bank=PromptBank(args.prompt),
-        inject=EncoderSlots(),
-        losses=(CrossEntropy(z_loss=0.0),),
-    )
-    config = open_source(folder).config
-    model = assemble(config, method)
-    params = flatten({"backbone": load_backbone(folder, config).params})
-    frozen, trainable = method.trainable.split(
-        {**params, "prompt/encoder": jnp.asarray(np.load(folder / "prompt.npy"))}
-    )
-    optimizer = method.trainable.build(trainable)
-    state = steps.init_state(trainable, optimizer, seed=0)
-
-    inputs, targets = batch_arrays(args, config.vocab_size)
-    slots = np.broadcast_to(SLOT0 + np.arange(args.prompt), (args.batch, args.prompt))
-    tokens = np.concatenate([slots, inputs], axis=1).astype(np.int32)
-    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1].astype(np.int32)
-    batch = {
-        "encoder_input_tokens": tokens,
-        "encoder_segment_ids": np.ones_like(tokens),
-        "decoder_input_tokens": shifted,
-        "decoder_target_tokens": targets.astype(np.int32),
-        "decoder_segment_ids": np.ones_like(shifted),
-        "decoder_loss_weights": np.ones(shifted.shape, np.float32),
-    }
-    train_step = steps.jit_train_step(model, optimizer, 1)
-
-    def step() -> float:
-        nonlocal state, last
-        state, last = train_step(state, frozen, batch)
-        return float(last["loss"])
-
-    last = {}
-    loss = step()
-    about = {
-        "versions": {"prompt_jax": prompt_jax.__version__, "jax": jax.__version__},
-        "parameters": sum(leaf.size for leaf in frozen.values()),
-        "trainable": sum(leaf.size for leaf in trainable.values()),
-        "loss": loss,
-        "grad_norm": float(last["grad_norm"]),
-    }
-    return step, about
-
-
-def work(args) -> None:
-    """A side's process: builds, says so, then does as many steps as each line of stdin asks."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not mix with the replies
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    step, about = SIDES[args.side](args, pathlib.Path(args.folder))
-    replies.write(json.dumps(about) + "\n")
-    for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            started = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - started)
-        replies.write(json.dumps(seconds) + "\n")
-
-
-SIDES = {"ours": our_side, "peft": peft_side}
+# --- the two processes ---
 
 
 class Side:
     """A worker process that waits for its turn."""
 
-    def __init__(self, name: str, python: str, args, folder: str):
-        flags = [f"--{k}={getattr(args, k)}" for k in ("batch", "inputs", "targets", "prompt")]
-        flags += [f"--threads={args.threads}", f"--side={name}", f"--folder={folder}"]
-        threads = {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
+    def __init__(self, name: str, command: list[str], env: dict[str, str]):
+        """Starts it and waits until its backbone is in memory."""
+        self.name = name
         self.process = subprocess.Popen(
-            [python, os.path.abspath(__file__), *flags, *(["--tiny"] if args.tiny else [])],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **threads},
+            env={**ONE_GPU, **os.environ, **env},
         )
-        self.name = name
-        self.about = self._reply()
+        self._reply()
+        self.about = self.ask("about")
 
-    def _reply(self):
+    def _reply(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"bench_peft: the {self.name} side ended: exit {self.process.wait()}")
         return json.loads(line)
 
-    def steps(self, count: int) -> list[float]:
-        """Seconds of each of `count` steps."""
-        self.process.stdin.write(f"{count}\n")
+    def ask(self, do: str, **arguments) -> dict:
+        """What the side's method `do` returns; {"full": why} where a device's memory is full."""
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
         return self._reply()
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, if it has not ended."""
         self.process.stdin.close()
         self.process.wait(timeout=60)
 
 
-def compare(args) -> dict:
-    """Both sides in turn; what was measured, as a record."""
-    with tempfile.TemporaryDirectory() as folder:
-        # PEFT first: it writes the weights.
-        peft = Side("peft", args.peft_python, args, folder)
-        ours = Side("ours", sys.executable, args, folder)
-    for key in ("parameters", "trainable", "loss", "grad_norm"):
-        if not math.isclose(ours.about[key], peft.about[key], rel_tol=TOLERANCE):
-            sys.exit(f"bench_peft: not the same work: {key} {ours.about[key]} != {peft.about[key]}")
-    blocks = {"ours": [], "peft": []}
-    for block in range(args.blocks + 1):
-        # Each goes first in every second block.
-        for side in (ours, peft) if block % 2 else (peft, ours):
-            seconds = side.steps(args.steps)
-            time.sleep(0.3)  # OpenMP's threads spin for a while after their last product
-            if block:  # the first warms up
-                blocks[side.name].append(statistics.median(seconds))
-                print(f"block {block} {side.name}: {blocks[side.name][-1]:.3f} s", flush=True)
-    ours.close()
-    peft.close()
-    ratios = [a / b for a, b in zip(blocks["ours"], blocks["peft"], strict=True)]
-    shapes = ("batch", "inputs", "targets", "prompt", "threads", "steps", "tiny")
+def ours_command(args, model: str, folder: str) -> tuple[list[str], dict[str, str]]:
+    """How our side is started."""
+    gin = [f"DROPOUT_RATE={args.dropout}", "Z_LOSS=0.0"]  # PEFT's loss is plain cross-entropy
+    gin += [f"T5Config.{name}='{args.dtype}'" for name in ("param_dtype", "dtype")]
+    flags = [f"--model={model}", f"--folder={folder}", *(f"--gin={each}" for each in gin)]
+    env = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": str(args.memory),
+    }
+    return [sys.executable, str(ROOT / "tools" / "bench_ours.py"), *flags], env
+
+
+def theirs_command(args, folder: str) -> tuple[list[str], dict[str, str]]:
+    """How PEFT's side is started."""
+    flags = [f"--{k}={getattr(args, k)}" for k in ("threads", "dtype", "dropout", "memory")]
+    script = str(ROOT / "tools" / "bench_theirs.py")
+    env = {"OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error"}
+    return [args.peft_python, script, f"--folder={folder}", *flags], env
+
+
+# --- cases ---
+
+
+def cases(args) -> list[dict]:
+    """The cases of training steps; `steps` is how many of its batches a block holds."""
+    found = []
+    if "unpadded" in args.only:
+        unpadded = {"kind": "unpadded", "inputs": args.inputs, "targets": args.targets}
+        unpadded |= {"prompt": args.prompt_length, "steps": args.steps}
+        for batch in args.batch:
+            name = "unpadded" if len(args.batch) == 1 else f"unpadded-{batch}"
+            found.append({"name": name, "batch": batch, **unpadded})
+    if "sst2" in args.only:
+        sst2 = {"kind": "sst2", "batch": args.examples, "row": args.row, "steps": args.batches}
+        for prompt in (20, 100):
+            found.append({"name": f"sst2-p{prompt}", "prompt": prompt, **sst2})
+    return found
+
+
+def alternate(blocks: dict, repeat: int, label: str) -> dict[str, list[float]]:
+    """Blocks in turn, each first in its turn; name -> seconds of each but the first, a warm-up.
+
+    A side whose memory is full is left out.
+    """
+    found = {name: [] for name in blocks}
+    for number in range(repeat + 1):
+        names, at = list(found), number % max(len(found), 1)
+        for name in [*names[at:], *names[:at]]:
+            reply = blocks[name]()
+            time.sleep(PAUSE)
+            if "full" in reply:
+                del found[name]
+                print(f"{label} {name}: {reply['full']}", flush=True)
+            elif number:  # the first warms up
+                found[name].append(reply["seconds"])
+        last = "  ".join(f"{n} {s[-1]:.3f}" for n, s in found.items() if s)
+        print(f"{label} block {number}: {last or 'warm'}", flush=True)
+    return found
+
+
+def same_work(ours: dict, peft: dict, tolerance: tuple[float, float], where: str) -> None:
+    """Ends the program where the two sides compute different things."""
+    loss, norm = tolerance
+    for key, bound in (("loss", loss), ("grad_norm", norm), *((name, 0.0) for name in SAME)):
+        if key in ours and not math.isclose(ours[key], peft[key], rel_tol=bound):
+            sys.exit(f"bench_peft: {where}: not the same work: {key} {ours[key]} != {peft[key]}")
+
+
+def train_case(args, case: dict, ours: Side, peft: Side) -> dict:
+    """A case of training steps, both sides in turn, PEFT's group_by_length as a third."""
+    name, count = case["name"], case["steps"]
+    opened = {"ours": ours.ask("open", case=case), "peft": peft.ask("open", case=case)}
+    if not any("full" in each for each in opened.values()):
+        same_work(opened["ours"], opened["peft"], TOLERANCE[args.dtype], name)
+    turns = {"ours": (ours, name), "peft": (peft, name)}
+    if case["kind"] == "sst2":
+        opened["grouped"] = peft.ask("open", case=case, grouped=True)
+        turns["grouped"] = (peft, f"{name}-grouped")
+    blocks = {
+        each: lambda side=side, key=key: side.ask("steps", name=key, count=count)
+        for each, (side, key) in turns.items()
+        if "full" not in opened[each]
+    }
+    seconds = alternate(blocks, args.blocks, name)
+    found = {"case": case, "opened": opened, "seconds": seconds, **ratios(opened, seconds)}
+    if case["kind"] == "unpadded":
+        found["memory"] = {side.name: side.ask("memory") for side in (ours, peft)}
+        if "checkpoint" in args.only and len(seconds) == 2:
+            found["checkpoint"] = {
+                side.name: side.ask("save", name=name, repeat=args.blocks) for side in (ours, peft)
+            }
+    for side, key in turns.values():
+        side.ask("close", name=key)
+    return found
+
+
+def ratios(opened: dict, seconds: dict[str, list[float]]) -> dict:
+    """Rates of each side, and ours against each of theirs, block by block."""
+    rate = {
+        name: [opened[name]["examples"] / each for each in times] for name, times in seconds.items()
+    }
+    speedup = {
+        name: bench.spread([a / b for a, b in zip(rate["ours"], rate[name], strict=True)])
+        for name in rate
+        if name != "ours" and "ours" in rate
+    }
+    peak, work = opened["ours"].get("peak_flops"), opened["ours"].get("flops")
     return {
-        "shapes": {key: getattr(args, key) for key in shapes},
-        "seconds": blocks,
-        "median_seconds": {name: statistics.median(times) for name, times in blocks.items()},
-        "ratio": {
-            "median": statistics.median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
-            # Other work on the machine only ever adds time: the least disturbed blocks.
-            "of_fastest": min(blocks["ours"]) / min(blocks["peft"]),
+        "examples_per_second": {name: bench.spread(each) for name, each in rate.items()},
+        "speedup": speedup,
+        "quiet": all(max(each) <= bench.QUIET * min(each) for each in seconds.values()),
+        "mfu": {
+            name: bench.spread([work / each / peak for each in times])
+            for name, times in seconds.items()
+            if peak and name != "grouped"
         },
-        "about": {"ours": ours.about, "peft": peft.about},
-        "load_average": os.getloadavg(),
     }
 
 
-def show(record: dict) -> None:
-    """Prints a record as a short table."""
-    print(f"\n{'':12}{'median':>9}{'min':>9}{'max':>9}   seconds a step")
-    for name, label in (("ours", "prompt_jax"), ("peft", "PEFT")):
-        times, middle = record["seconds"][name], record["median_seconds"][name]
-        versions = ", ".join(f"{k} {v}" for k, v in record["about"][name]["versions"].items())
-        print(f"{label:12}{middle:9.3f}{min(times):9.3f}{max(times):9.3f}   {versions}")
-    ratio = record["ratio"]
-    print(
-        f"{'ratio':12}{ratio['median']:9.3f}{ratio['min']:9.3f}{ratio['max']:9.3f}   "
-        f"block by block; fastest blocks {ratio['of_fastest']:.3f}"
-    )
-    if any(max(times) > QUIET * min(times) for times in record["seconds"].values()):
-        # OpenMP's spinning threads suffer most from company: the median would flatter us.
-        print("the machine was busy: judge by the fastest blocks alone, or measure again")
-    ours = record["about"]["ours"]
-    print(
-        f"{ours['parameters']:,} parameters, {ours['trainable']:,} trained; the same loss "
-        f"({ours['loss']:.4f}) and gradient norm ({ours['grad_norm']:.4f}) on both sides"
-    )
+def mixed_case(args, ours: Side, peft: Side) -> dict:
+    """Mixed prompts here; PEFT, which has none, with one prompt."""
+    blocks = {}
+    for k in (k for k in (1, 16, 256) if k <= args.requests):
+        shape = ours.ask("open_mixed", name=str(k), prompts=k, requests=args.requests)
+        blocks[str(k)] = lambda k=k: ours.ask("mixed", name=str(k))
+    peft.ask("open_mixed", name="mixed", **shape)
+    blocks["peft"] = lambda: peft.ask("mixed", name="mixed")
+    seconds = alternate(blocks, args.blocks, "mixed")
+    return bench.mixed_rates(seconds, args.requests)
+
+
+def start_case(args, model: str, folder: str) -> dict:
+    """Processes from their start to the end of their first step."""
+    shape = workbench.Shape(args.batch[0], args.inputs, args.prompt_length, args.targets)
+    bindings = [
+        *workbench.start_bindings(shape),
+        f"INITIAL_CHECKPOINT_PATH='{folder}/backbone'",
+        "Backbone.random_weights=False",
+        f"DROPOUT_RATE={args.dropout}",
+    ]
+    found = {"cold": [], "warm": [], "peft": []}
+    command, env = theirs_command(args, folder)
+    command += [f"--first_step={args.prompt_length}"]
+    for number in range(args.starts):
+        with tempfile.TemporaryDirectory() as caches:
+            for name in ("cold", "warm"):
+                found[name].append(workbench.first_step_seconds(model, bindings, 0, caches))
+        began = time.perf_counter()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
+        ) as process:
+            done = process.stdout.readline()
+            seconds = time.perf_counter() - began
+        if not done:
+            sys.exit("bench_peft: PEFT's process ended before its first step")
+        found["peft"].append(seconds)
+        print(f"start {number}: { ({k: round(v[-1], 2) for k, v in found.items()}) }", flush=True)
+    return found
+
+
+# --- a record ---
+
+
+def compare(args, model: str) -> dict:
+    """All cases of one model, as a part of the record."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        command, env = ours_command(args, model, folder)
+        subprocess.run([*command, "--make"], env={**ONE_GPU, **os.environ, **env}, check=True)
+        peft = Side("peft", *theirs_command(args, folder))
+        stack.callback(peft.close)
+        ours = Side("ours", command, env)
+        stack.callback(ours.close)
+        same_work(ours.about, peft.about, (0.0, 0.0), model)
+        found = {"about": {"ours": ours.about, "peft": peft.about}, "steps": {}}
+        for case in cases(args):
+            found["steps"][case["name"]] = train_case(args, case, ours, peft)
+        if "mixed" in args.only:
+            found["mixed"] = mixed_case(args, ours, peft)
+        if "start" in args.only:
+            ours.close()  # nothing else runs on the cores
+            peft.close()
+            found["start"] = start_case(args, model, folder)
+    return found
+
+
+KINDS = ("unpadded", "sst2", "mixed", "checkpoint", "start")
+GPU = {
+    "model": "t5_1_1_base,t5_1_1_large,t5_1_1_xl,t5_1_1_xxl",
+    "dtype": "bfloat16",
+    "batch": "8,32,64",
+    "inputs": 512,
+    "examples": 128,
+    "row": 612,
+    "steps": 5,
+    "batches": 5,
+    "only": "unpadded,sst2",
+}
+TINY = {
+    "model": "micro_xs",
+    "batch": "3",
+    "inputs": 12,
+    "prompt_length": 5,
+    "examples": 6,
+    "requests": 16,
+    "batches": 2,
+    "steps": 2,
+    "blocks": 2,
+    "starts": 1,
+}
+
+
+def flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The parsed flags; `--gpu` and `--tiny` change defaults alone."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peft_python", help="Python with torch, transformers and peft")
+    parser.add_argument("--gpu", action="store_true", help="the sizes and shapes of a large GPU")
+    parser.add_argument("--tiny", action="store_true", help="a tiny T5: a test of this tool")
+    parser.add_argument("--model", default="t5_1_1_small", help="NAME,NAME of models/NAME.gin")
+    parser.add_argument("--only", default=",".join(KINDS), help="cases, with commas")
+    parser.add_argument("--threads", type=int, default=2, help="cores, the same for both")
+    parser.add_argument("--blocks", type=int, default=7, help="timed blocks of each side")
+    parser.add_argument("--dropout", type=float, default=0.0, help="on both sides")
+    parser.add_argument("--dtype", default="float32", choices=TOLERANCE, help="on both sides")
+    parser.add_argument("--batch", default="16", help="examples, unpadded; several with commas")
+    parser.add_argument("--inputs", type=int, default=128, help="own tokens, unpadded")
+    parser.add_argument("--targets", type=int, default=8, help="target tokens, unpadded")
+    parser.add_argument("--prompt_length", type=int, default=100, help="slots, unpadded")
+    parser.add_argument("--steps", type=int, default=3, help="steps of an unpadded block")
+    parser.add_argument("--examples", type=int, default=32, help="examples a batch, sst2")
+    parser.add_argument("--row", type=int, default=0, help="our packed row, sst2; 0: chosen")
+    parser.add_argument("--batches", type=int, default=8, help="batches of an sst2 block")
+    parser.add_argument("--requests", type=int, default=256, help="requests, mixed")
+    parser.add_argument("--starts", type=int, default=3, help="processes started, each kind")
+    parser.add_argument("--memory", type=float, default=0.45, help="of a GPU's, each side")
+    parser.add_argument("--json", help="also write the record here, after every model")
+    asked, _ = parser.parse_known_args(argv)
+    parser.set_defaults(**((GPU if asked.gpu else {}) | (TINY if asked.tiny else {})))
+    args = parser.parse_args(argv)
+    args.only, args.model = args.only.split(","), args.model.split(",")
+    args.batch = [int(each) for each in args.batch.split(",")]
+    unknown = sorted(set(args.only) - set(KINDS))
+    if unknown:
+        parser.error(f"--only {unknown[0]!r}: choose from {', '.join(KINDS)}")
+    if not args.peft_python:
+        parser.error("--peft_python PATH is needed: a venv with torch, transformers and peft")
+    return args
 
 
 def main() -> None:
-    """Reads the flags; measures, or is one side's process."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--peft_python", help="Python with torch, transformers and peft")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--inputs", type=int, default=128)
-    parser.add_argument("--targets", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--blocks", type=int, default=7, help="timed blocks of each side")
-    parser.add_argument("--steps", type=int, default=3, help="steps in a block")
-    parser.add_argument("--json", help="also write the record here")
-    parser.add_argument("--tiny", action="store_true", help="a tiny T5: a test of this tool")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side:
-        return work(args)
-    if not args.peft_python:
-        parser.error("--peft_python PATH is needed: a venv with torch, transformers and peft")
-    record = compare(args)
-    show(record)
-    if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+    """Measures; shows and writes the record."""
+    args = flags()
+    if hasattr(os, "sched_setaffinity") and not args.gpu:  # for all processes started from here
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    shown = {name: value for name, value in vars(args).items() if name not in ("json",)}
+    command = " ".join(["tools/bench_peft.py", *sys.argv[1:]])
+    record = {"command": command, "flags": shown, **bench.about(), "machine": machine()}
+    record["models"] = {}
+    for model in args.model:
+        record["models"][model] = compare(args, model)
+        record["load_average_after"] = os.getloadavg()
+        record["bars"] = bars(record)
+        if args.json:
+            pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            pathlib.Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+    print(show(record))
 
 
 if __name__ == "__main__":
