@@ -3,7 +3,8 @@
 Norms, softmax, position biases and the embedding lookup are left out, as in any count of model
 FLOPs; so is what is computed twice (rematerialisation). N is the number of weights that a position
 passes, so the numbers can be held against `4 N positions` of a frozen backbone and `6 N` of a
-trained one.
+trained one. Cross attention of short targets goes without keys and values of its own
+(`models.t5.layers.Attention.folded`); they count here all the same, as in any other T5.
 """
 
 import dataclasses

@@ -109,7 +109,7 @@ def test_accounting_says_where_each_example_lies():
         assert account.text == (encoder > 0).sum() - account.slots
         assert account.targets == (decoder > 0).sum() == batch["decoder_loss_weights"].sum()
         assert account.target_padding == (decoder == 0).sum()
-        assert account.tokens == account.text + account.targets
+        assert account.real == account.text + account.targets
 
 
 def test_packing_changes_rows_and_not_examples():
