@@ -83,7 +83,7 @@ setup(
     exclude_package_data={"": ["__pycache__/*"]},
     install_requires=CORE,
     extras_require={"test": TEST, "parity": PARITY},
-    entry_points={"console_scripts": ["prompt-jax = prompt_jax.__main__:main"]},
+    entry_points={"console_scripts": ["prompt-jax = prompt_jax.__main__:console"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",

@@ -15,11 +15,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from prompt_jax import environment
 from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
-
-# Before any verb imports TensorFlow: its start-up lines say nothing about a run.
-_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "GRPC_VERBOSITY": "ERROR"}
-
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -313,7 +310,7 @@ def _configuration(args: argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script.
+    """Runs a command line.
 
     Args:
         argv: arguments after the program's name; None takes them from the process.
@@ -321,8 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    environment.prepare()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("prompt_jax").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _on_term)
@@ -369,5 +365,11 @@ def _complain(error: BaseException, text: str = "") -> None:
         print(" ".join((text or str(error)).splitlines()), file=sys.stderr)
 
 
+def console() -> int:
+    """The console script: the process as it is to be, then `main`."""
+    environment.use_huge_pages()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -122,6 +123,24 @@ def test_work_is_of_the_batches_that_a_block_trains_on(micro):
     assert work["positions"] == sum(t for t, _ in pairs)
     assert work["flops"] == flops.training(micro.config, flops.examples(pairs))
     assert work["flops"] < flops.training(micro.config, flops.rows(1, work["positions"], 40))
+
+
+def test_the_step_is_traced_once_per_shape(micro):
+    """Packed batches of a run have a few row counts; the loader chose them, and no more."""
+    steps = workbench.sst2(micro, 5, 16)
+    traced = []
+    step = steps._step
+
+    def counting(state, frozen, batch):
+        traced.append(batch["encoder_input_tokens"].shape)
+        return step.__wrapped__(state, frozen, batch)
+
+    steps._step = jax.jit(counting)
+    steps.block(12)
+    steps.block(12)
+    rows = steps.work(12)["rows"]
+    assert sorted(set(traced)) == sorted(traced)
+    assert {shape[0] for shape in traced} == set(rows) <= set(steps.loader.shapes.counts)
 
 
 def test_the_first_numbers_are_without_dropout(micro):

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
 from bench_table import bars, machine, show  # noqa: E402
 
-from prompt_jax import bench, workbench  # noqa: E402
+from prompt_jax import bench, environment, workbench  # noqa: E402
 
 # Relative: of the loss, and of the gradient's norm, which went through every layer twice.
 TOLERANCE = {"float32": (1e-3, 1e-3), "bfloat16": (2e-2, 1e-1)}
@@ -81,6 +81,7 @@ def ours_command(args, model: str, folder: str) -> tuple[list[str], dict[str, st
     env = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "XLA_PYTHON_CLIENT_MEM_FRACTION": str(args.memory),
+        "GLIBC_TUNABLES": environment.HUGE_PAGES,  # as `prompt-jax` starts itself
     }
     return [sys.executable, str(ROOT / "tools" / "bench_ours.py"), *flags], env
 

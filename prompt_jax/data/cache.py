@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_jax import environment
 from prompt_jax.data.fingerprint import describe, file_hash, fingerprint
 from prompt_jax.data.registry import TaskHandle, get_task, get_tasks, load_seqio
 from prompt_jax.data.source import plain
@@ -99,8 +100,7 @@ class TokenCache:
 
 def cache_root(cache_dir: str | None = None) -> str:
     """Where caches lie: the argument, else PROMPT_JAX_CACHE, else ~/.cache/prompt_jax."""
-    root = cache_dir or os.environ.get("PROMPT_JAX_CACHE") or "~/.cache/prompt_jax"
-    return os.path.abspath(os.path.expanduser(root))
+    return os.path.abspath(os.path.expanduser(cache_dir or environment.cache_root()))
 
 
 def build(
