@@ -6,7 +6,6 @@ PROMPT_JAX_DEBUG=1 shows tracebacks.
 
 import argparse
 import dataclasses
-import errno
 import importlib
 import logging
 import os
@@ -15,10 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from prompt_jax import environment
-from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+from prompt_jax import environment, errors
+from prompt_jax.errors import Interrupted, RunFailed, UserError, exit_code, nearest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,6 +75,10 @@ def _use_flags(parser: argparse.ArgumentParser) -> None:
 
 def _flags_run(parser: argparse.ArgumentParser) -> None:
     _gin_flags(parser)
+    group = parser.add_argument_group("several processes", "where SLURM or a TPU pod says nothing")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", type=_positive, metavar="N")
+    group.add_argument("--process_id", type=_index, metavar="I", help="which one this is, from 0")
 
 
 def _flags_explain(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +176,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
     return number
+
+
+def _index(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 # --- verbs ---
@@ -306,7 +313,9 @@ def _configuration(args: argparse.Namespace):
     resolved = resolve(args.gin_file, args.gin, args.gin_search_paths)
     data = resolved.run.data
     check_name(data.mixture_or_task_name, data.mixture_or_task_module)
-    return resolved
+    flags = ("coordinator", "num_processes", "process_id")
+    given = {name: getattr(args, name, None) for name in flags}
+    return resolved.on_processes({k: v for k, v in given.items() if v is not None})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -326,43 +335,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return 0
-    except UserError as error:
-        _complain(error)
-        return 2
-    except RunFailed as error:
-        _complain(error)
-        return 3
-    except Interrupted as error:
-        _complain(error)
-        return 128 + error.signum
-    except (OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader (`| head`) has gone; the interpreter must not flush into it either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        _complain(error, f"{type(error).__name__}: {error}")
-        full = getattr(error, "errno", None) in _FULL or isinstance(error, MemoryError)
-        return 3 if full else 2
-    except KeyboardInterrupt as error:
-        _complain(error, "interrupted")
-        return 130
-    except Exception as error:
-        # A bucket that cannot be read, in the words of the library that reads it.
-        if not type(error).__module__.startswith("tensorflow"):
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if code is None:
             raise
-        _complain(error, f"{type(error).__name__}: {error}")
-        return 2
+        if isinstance(error, BrokenPipeError):
+            # The interpreter must not flush into what nobody reads either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            _complain(error)
+        return code
 
 
 def _on_term(signum, frame):
     raise Interrupted(signum, "terminated")
 
 
-def _complain(error: BaseException, text: str = "") -> None:
+def _complain(error: BaseException) -> None:
     if os.environ.get("PROMPT_JAX_DEBUG") == "1":
         traceback.print_exception(error)
-    else:
-        print(" ".join((text or str(error)).splitlines()), file=sys.stderr)
+        return
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+    if not isinstance(error, UserError | RunFailed | Interrupted | KeyboardInterrupt):
+        text = f"{type(error).__name__}: {error}"
+    print(errors.speaker + " ".join(text.splitlines()), file=sys.stderr)
 
 
 def console() -> int:

@@ -15,7 +15,7 @@ from prompt_jax.data import vocabulary as vocabularies
 from prompt_jax.errors import UserError
 from prompt_jax.models.t5 import storage
 from prompt_jax.models.t5.config import T5Config
-from prompt_jax.parallel.mesh import Shardings
+from prompt_jax.parallel.mesh import Shardings, on_host
 from prompt_jax.parts.init import Vocabulary
 
 
@@ -68,7 +68,7 @@ class Opened:
         table = self.params["backbone/token_embedder/embedding"]
 
         def rows(ids: list[int]) -> np.ndarray:
-            return np.asarray(table[jnp.asarray(ids)].astype(jnp.float32))
+            return on_host(table[jnp.asarray(ids)].astype(jnp.float32))
 
         def read_prompt(path: str, force: bool) -> np.ndarray:
             prompt = prompts.read(path)

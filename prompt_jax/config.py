@@ -56,6 +56,7 @@ REGISTRY = {
     "AdamW": "prompt_jax.parts.trainable:AdamW",
     "Gradient": "prompt_jax.parts.phases:Gradient",
     "Parallel": "prompt_jax.parallel.mesh:Parallel",
+    "Distributed": "prompt_jax.parallel.multihost:Distributed",
     "TaskMetrics": "prompt_jax.evaluate:TaskMetrics",
     "Decoding": "prompt_jax.evaluate:Decoding",
     "TemplateEnsemble": "prompt_jax.ensemble:TemplateEnsemble",
@@ -67,8 +68,8 @@ REGISTRY = {
     "Mixed": "prompt_jax.data.objectives:Mixed",
 }
 
-# The hash names an experiment; where its files lie is no part of it.
-_NOT_HASHED = ("Run.model_dir",)
+# The hash names an experiment; where its files lie and which processes run it is no part of it.
+_NOT_HASHED = ("Run.model_dir", "Run.distributed", "Run.profile_steps", "Distributed.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Resolved:
     def flat(self) -> dict[str, Any]:
         """The final values, JSON-able: "Class.field" -> value, parts as "@Class()"."""
         return _flat(self.values)
+
+    def on_processes(self, flags: Mapping[str, Any]) -> "Resolved":
+        """The same on the processes of the command line: fields of `Distributed`, not written."""
+        distributed = dataclasses.replace(self.run.distributed, **flags)
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, distributed=distributed))
 
 
 def gin_folder() -> pathlib.Path:
@@ -378,7 +384,7 @@ def _finish(run: Any, resolver: Resolver, winners: dict[str, Binding]) -> Resolv
             group = key.rpartition(".")[0]
             lines.append("")
         lines.append(f"{key} = {literal(expression if macros_in(expression) else value)}")
-    hashed = {key: value for key, value in _flat(values).items() if key not in _NOT_HASHED}
+    hashed = {key: value for key, value in _flat(values).items() if not key.startswith(_NOT_HASHED)}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
     unused = tuple(f"{k} ({b.place})" for k, b in winners.items() if k not in resolver.used)
     return Resolved(run, values, origins, "\n".join(lines) + "\n", digest, unused)

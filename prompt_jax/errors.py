@@ -1,7 +1,13 @@
-"""The two ways a command ends badly, and the helper that names the nearest valid choice."""
+"""The ways a command ends badly, and the helper that names the nearest valid choice."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+# Before every complaint: "process 3: " on one of several processes.
+speaker = ""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class UserError(Exception):
@@ -37,3 +43,25 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str):
         super().__init__(message)
         self.signum = signum
+
+
+def exit_code(error: BaseException) -> int | None:
+    """What a command that ends with an error exits with; None: a bug, whose traceback is shown."""
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        return 141  # the reader (`| head`) has gone
+    if isinstance(error, RunFailed | MemoryError) or getattr(error, "errno", None) in _FULL:
+        return 3
+    # A bucket that cannot be read comes in the words of the library that reads it.
+    ours = isinstance(error, UserError | OSError)
+    return 2 if ours or type(error).__module__.startswith("tensorflow") else None
+
+
+def from_code(code: int, text: str) -> Exception:
+    """An error that exits with `code`: another process's, told here."""
+    if code > 128:
+        return Interrupted(code - 128, text)
+    return (UserError if code == 2 else RunFailed)(text)

@@ -217,7 +217,7 @@ def answers(
 
 
 def _batches(context: Context, requests: Sequence[Request], batch_size: int):
-    rows = context.shardings.mesh.shape["data"]
+    rows = context.shardings.row_shards
     slot_layout = context.run.data.layout
     for batch, group in batches(requests, batch_size, slot_layout, rows):
         yield context.shardings.put_same(batch), group

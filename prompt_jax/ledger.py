@@ -103,7 +103,11 @@ class Record:
             **dataclasses.asdict(self),
             "code_version": code_version(),
             "versions": versions(),
-            "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+            "devices": {
+                "kind": jax.devices()[0].device_kind,
+                "count": jax.device_count(),
+                "processes": jax.process_count(),
+            },
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 

@@ -33,11 +33,13 @@ class LossGap:
         """{"loss", "shuffled_loss", "gap", "token_accuracy", "negative_loss"}; nats a token."""
         run = context.run
         data = dataclasses.replace(run.data, split=split, packing=False)
-        rows = context.shardings.mesh.shape["data"]
+        blocks = context.shardings.own_blocks, context.shardings.row_shards
         loader = context.once(
-            ("gap", split), lambda: open_loader(data, context.opened.vocabulary, 0, rows)
+            ("gap", split), lambda: open_loader(data, context.opened.vocabulary, 0, blocks)
         )
-        evaluate = context.once("gap step", lambda: jax.jit(self._sums(context.model)))
+        whole = context.shardings.replicated
+        make = lambda: jax.jit(self._sums(context.model), out_shardings=whole)  # noqa: E731
+        evaluate = context.once("gap step", make)
         sums = np.zeros(4)
         for step in range(self.batches):
             batch, _ = loader.batch(step)
@@ -108,15 +110,15 @@ class PromptProbe:
         run = dataclasses.replace(context.run, method=method, data=data)
         model = Model(context.model.network, method, context.model.fetch)
         opened = dataclasses.replace(context.opened, params=params)
-        rows = context.shardings.mesh.shape["data"]
+        blocks = context.shardings.own_blocks, context.shardings.row_shards
         loader = context.once(
             ("probe", self.task),
-            lambda: open_loader(data, opened.vocabulary, self.length, rows),
+            lambda: open_loader(data, opened.vocabulary, self.length, blocks),
         )
         key = purpose_key(jax.random.key(0), 0, INIT)
         prompt = model.init_prompt(key, opened.init_vocabulary())
         optimizer = method.trainable.build(prompt)
-        state = init_state(prompt, optimizer, 0)
+        state = context.shardings.put_whole(init_state(prompt, optimizer, 0))
         step_fn = context.once(
             ("probe step", self.task), lambda: jit_train_step(model, optimizer, 1)
         )

@@ -45,6 +45,42 @@ class Signals(contextlib.AbstractContextManager):
         self.received = number
 
 
+class Profile(contextlib.AbstractContextManager):
+    """Writes a profiler trace of some steps to `MODEL_DIR/profile`, on the first process."""
+
+    def __init__(self, model_dir: str, steps: tuple[int, int] | None):
+        """Plans it.
+
+        Args:
+            model_dir: MODEL_DIR.
+            steps: (first, count); None: no trace.
+        """
+        wanted = steps is not None and jax.process_index() == 0
+        first, count = steps if wanted else (0, 0)
+        self._folder = f"{model_dir}/profile"
+        self._steps, self._running = range(first, first + count), False
+
+    def before(self, step: int, state: Any) -> None:
+        """Starts or ends the trace; `state` is what the step before has made."""
+        if self._running == (step in self._steps):
+            return
+        jax.block_until_ready(state)
+        if self._running:
+            self._stop()
+        else:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._running = False
+        log.info("profiler trace in %s (tensorboard --logdir %s)", self._folder, self._folder)
+
+    def __exit__(self, *_) -> None:
+        if self._running:
+            self._stop()
+
+
 class Progress(contextlib.AbstractContextManager):
     """Turns the numbers of steps into rows of the curve.
 
@@ -77,7 +113,8 @@ class Progress(contextlib.AbstractContextManager):
         self._dir = epath.Path(model_dir)
         self._file = self._dir / "curve.jsonl"
         self._steps, self._start_step, self._clock, self._start = steps, start_step, clock, start
-        rows = self._file.read_text().splitlines() if self._file.exists() else []
+        first = jax.process_index() == 0 and self._file.exists()  # it rewrites the file
+        rows = self._file.read_text().splitlines() if first else []
         self.curve = [row for row in map(json.loads, rows) if row["step"] <= start_step]
         self.step = start_step
         self._pending: tuple | None = None

@@ -20,9 +20,10 @@ from prompt_jax.data.loader import Data
 from prompt_jax.data.open import open_loader, open_tokens
 from prompt_jax.data.vocabulary import Vocabulary
 from prompt_jax.errors import Interrupted, UserError, nearest
+from prompt_jax.parallel import multihost
 from prompt_jax.parallel.mesh import Parallel, Shardings
 from prompt_jax.parallel.rules import undivided
-from prompt_jax.progress import Progress, Signals, log, summary
+from prompt_jax.progress import Profile, Progress, Signals, log, summary
 from prompt_jax.step import INIT, init_state, jit_train_step, purpose_key
 
 
@@ -51,6 +52,9 @@ class Run:
         patience: evaluations without a better metric before the run stops, 0 for never.
         evaluators: what an evaluation computes.
         parallel: how the run is spread over devices.
+        distributed: the processes that make the run.
+        profile_steps: (first, count): a profiler trace of these steps in MODEL_DIR/profile
+            (PROFILE_STEPS).
         keep_latest: newest checkpoints kept.
         keep_best: best checkpoints kept.
     """
@@ -73,6 +77,8 @@ class Run:
     patience: int = 0
     evaluators: tuple = (evaluate.TaskMetrics(),)
     parallel: Parallel = Parallel()
+    distributed: multihost.Distributed = multihost.Distributed()
+    profile_steps: tuple[int, int] | None = None
     keep_latest: int = 2
     keep_best: int = 1
 
@@ -87,7 +93,10 @@ RESTARTABLE = (
     "Run.keep_latest",
     "Run.keep_best",
     "Run.model_dir",
+    "Run.distributed",
+    "Run.profile_steps",
     "Parallel.",
+    "Distributed.",
 )
 
 
@@ -102,21 +111,38 @@ def run(resolved) -> dict[str, Any]:
 
     Raises:
         UserError: something asked for is wrong; nothing has been computed.
-        RunFailed: a loss that is not finite, or a save that failed.
-        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+        RunFailed: a loss that is not finite, a save that failed, a process that is missing.
+        Interrupted: SIGTERM or Ctrl-C, to any process; the state is saved.
     """
-    run, clock = resolved.run, ledger.Clock()
-    check(run)
+    check(resolved.run)
+    with multihost.joined(resolved.run.distributed, facts(resolved)) as hosts:
+        return train(resolved, hosts)
+
+
+def train(resolved, hosts: multihost.Hosts) -> dict[str, Any]:
+    """What `run` does, once all processes are there."""
+    run, clock, first = resolved.run, ledger.Clock(), jax.process_index() == 0
 
     # --- model, weights, data ---------------------------------------------------------------
     mesh = run.parallel.mesh()
     shardings = Shardings(mesh, run.parallel.shard_frozen_over_data)
+    check_mesh(run, shardings)
+    multihost.check_shared(run.model_dir)
     model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
     opened = open_backbone(run.backbone, model, shardings)
-    rows = mesh.shape["data"] * run.num_microbatches
-    loader = open_loader(run.data, opened.vocabulary, run.method.slots, rows)
+    blocks = shardings.own_blocks, shardings.row_shards
+    rows = shardings.row_shards * run.num_microbatches
+    loader = open_loader(run.data, opened.vocabulary, run.method.slots, blocks, rows)
     check_tasks(run, opened.vocabulary)
-    claim(resolved)  # only now: a start that fails above leaves MODEL_DIR free
+    multihost.same_on_all(
+        {
+            "backbone": opened.fingerprint,
+            "vocabulary": opened.vocabulary.fingerprint,
+            "data": loader.fingerprint,
+        }
+    )
+    if first:
+        claim(resolved)  # only now: a start that fails above leaves MODEL_DIR free
     log.info("%s", banner(run, opened, shardings, loader))
     shapes = {path: leaf.shape for path, leaf in opened.params.items()}
     for path in undivided(shapes, dict(mesh.shape)):
@@ -125,6 +151,7 @@ def run(resolved) -> dict[str, Any]:
     # --- state: fresh, or where the last process stopped --------------------------------------
     optimizer, state, frozen, start = init(run, model, opened, shardings)
     store = Store(f"{run.model_dir}/checkpoints", run.keep_latest, run.keep_best)
+    hosts.on_end(store.last_good)
     best, stale, done = None, 0, {}
     if store.latest_step is not None:
         restored = store.restore(store.latest_step, state)
@@ -132,7 +159,7 @@ def run(resolved) -> dict[str, Any]:
         state, best, stale = restored.state, restored.extra["best"], restored.extra["stale"]
         done = restored.extra["done"]
         log.info("continuing at step %d of %d", int(state.step), run.train_steps)
-    if jax.process_index() == 0:
+    if first:
         save_result.save_init(run.model_dir, model, start)
     context = evaluate.Context(run, model, opened, shardings, frozen)
     record = new_record(resolved, opened, state.trainable)
@@ -141,9 +168,11 @@ def run(resolved) -> dict[str, Any]:
     step_fn = clock.compiles(jit_train_step(model, optimizer, run.num_microbatches))
     step = int(state.step)
     progress = Progress(run.model_dir, run.train_steps, step, clock, start, done)
+    profile = Profile(run.model_dir, run.profile_steps)
     try:
-        with Signals() as signals, loader.iterate(step) as batches, progress:
+        with Signals() as signals, loader.iterate(step) as batches, progress, profile:
             while step < run.train_steps and not (run.patience and stale >= run.patience):
+                profile.before(step + 1, state)
                 batch, accounting = next(batches)
                 state, numbers = step_fn(state, frozen, shardings.put_batch(batch))
                 step += 1
@@ -161,7 +190,7 @@ def run(resolved) -> dict[str, Any]:
                         best = {"step": step, "metric": run.best_metric, "value": value}
                     progress.evaluated(step, metrics)
                     record.metrics[run.eval_split] = metrics
-                stop = signals.received
+                stop = hosts.agree(step, signals.received)
                 if value is not None or step % run.checkpoint_period == 0 or stop:
                     progress.settle()
                     store.save(step, state, extra(opened, run, best, stale, progress.done), value)
@@ -177,7 +206,7 @@ def run(resolved) -> dict[str, Any]:
         record.prompt_file = save_result.save(
             run.model_dir, model, opened, state.trainable, last_trainable
         )
-        record.files = save_result.digests(run.model_dir)
+        record.files = save_result.digests(run.model_dir) if first else {}
         for split in (run.eval_split, *run.final_splits):
             record.metrics[split] = evaluate.run(context, state.trainable, split, clock)
         for task in run.transfer_tasks:
@@ -194,11 +223,19 @@ def run(resolved) -> dict[str, Any]:
         record.best = best
         progress.fill(record)
         with contextlib.nullcontext() if record.status == "ok" else contextlib.suppress(OSError):
-            if jax.process_index() == 0:
+            if first:
                 written = record.write(f"{run.model_dir}/record.json")
     store.close()
-    print(summary(record, run.model_dir))
-    return written if jax.process_index() == 0 else record.as_dict()
+    if first:
+        print(summary(record, run.model_dir))
+    return written if first else record.as_dict()
+
+
+def facts(resolved) -> dict[str, Any]:
+    """What must be the same on all processes of a run, before a device is opened."""
+    own = ("Run.distributed", "Distributed.")
+    flat = {key: value for key, value in resolved.flat().items() if not key.startswith(own)}
+    return {**flat, "prompt_jax": ledger.code_version(), "jax": jax.__version__}
 
 
 def check(run: Run) -> None:
@@ -219,6 +256,13 @@ def check(run: Run) -> None:
             "TRAIN_STEPS = %d counts this run's steps alone (T5X's count includes pretraining)",
             run.train_steps,
         )
+    if run.num_microbatches > run.data.batch_size:
+        raise UserError(
+            f"NUM_MICROBATCHES = {run.num_microbatches} of BATCH_SIZE = {run.data.batch_size}: "
+            "some would hold no example"
+        )
+    if run.profile_steps is not None and min(run.profile_steps) < 1:
+        raise UserError(f"PROFILE_STEPS = {run.profile_steps}: (first, count), from step 1")
     if run.backbone.config.param_dtype == "int8":
         paths = ["/".join(("backbone", *leaf.path)) for leaf in tree.leaves(run.backbone.config)]
         moved = [path for path, group in run.method.trainable.labels(paths).items() if group]
@@ -229,6 +273,24 @@ def check(run: Run) -> None:
             )
     if bool(run.method.bank) != bool(run.method.inject):
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
+
+
+def check_mesh(run: Run, shardings: Shardings) -> None:
+    """Refuses devices that would have nothing of their own to do, before anything is compiled.
+
+    Raises:
+        UserError: with the numbers that do not go together.
+    """
+    model, config = run.parallel.model, run.backbone.config
+    sizes = {name: getattr(config, name) for name in ("num_heads", "mlp_dim", "vocab_size")}
+    if all(size % model for size in sizes.values()):
+        shown = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        raise UserError(f"Parallel.model = {model} divides none of {shown}")
+    if run.data.batch_size < shardings.row_shards:
+        raise UserError(
+            f"BATCH_SIZE = {run.data.batch_size} gives some of {shardings.row_shards} devices "
+            "along the batch no example; lower Parallel.data, or raise Parallel.model"
+        )
 
 
 def check_tasks(run: Run, vocabulary: Vocabulary) -> None:
@@ -277,10 +339,9 @@ def claim(resolved) -> None:
                 f"MODEL_DIR {folder} holds a run with another config ({'; '.join(changed[:5])}); "
                 "choose another MODEL_DIR or remove that one"
             )
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.gin").write_text(resolved.text)
-        flat_file.write_text(json.dumps(flat, indent=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.gin").write_text(resolved.text)
+    flat_file.write_text(json.dumps(flat, indent=1))
 
 
 def init(run: Run, model: Model, opened: Opened, shardings: Shardings):
@@ -294,10 +355,9 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings):
     frozen, trainable = run.method.trainable.split({**opened.params, **prompt})
     if not trainable and run.train_steps:
         raise UserError("Trainable.rules leave nothing to train; TRAIN_STEPS=0 evaluates")
-    trainable = {
-        path: jax.device_put(jnp.array(leaf, jnp.float32), shardings.leaf(path, leaf.shape, False))
-        for path, leaf in trainable.items()
-    }
+    places = {path: shardings.leaf(path, leaf.shape, False) for path, leaf in trainable.items()}
+    copy = lambda tree: {k: jnp.array(leaf, jnp.float32) for k, leaf in tree.items()}  # noqa: E731
+    trainable = jax.jit(copy, out_shardings=places)(trainable)
     optimizer = run.method.trainable.build(trainable)
     state = jax.jit(init_state, static_argnums=(1, 2))(trainable, optimizer, run.random_seed)
     place = shardings.like(trainable)
@@ -370,12 +430,14 @@ def new_record(resolved, opened: Opened, trainable: Tree) -> ledger.Record:
 
 def banner(run: Run, opened: Opened, shardings: Shardings, loader) -> str:
     """What is about to run, in one line."""
-    shape = dict(shardings.mesh.shape)
+    mesh = " x ".join(f"{n} {axis}" for axis, n in shardings.mesh.shape.items())
     t, u = loader.shapes.capacity
+    counts = loader.shapes.counts
     return (
         f"{run.method.name} on {run.data.mixture_or_task_name}: {opened.path} "
         f"({opened.parameters:,} parameters, {opened.fingerprint[:12]}), "
-        f"{jax.process_count()} process(es), mesh {shape['data']}x{shape['model']} "
-        f"{jax.devices()[0].platform}, {run.data.batch_size} examples a batch in "
-        f"{'/'.join(map(str, loader.shapes.counts))} rows of {t} + {u}"
+        f"{jax.process_count()} process(es), {jax.device_count()} {jax.devices()[0].platform} "
+        f"device(s), mesh {mesh}, {run.data.batch_size} examples a batch in "
+        f"{'/'.join(map(str, counts))} rows of {t} + {u}, "
+        f"{'/'.join(str(count // shardings.row_shards) for count in counts)} a device"
     )

@@ -212,9 +212,10 @@ class Steps:
         self.bench, self.source, self.prompt_length = bench, source, prompt_length
         self.run = run = bench.with_prompt(prompt_length)
         self.model = assemble(bench.config, run.method, bench.shardings.fetch_layer)
-        rows = bench.shardings.mesh.shape["data"] * run.num_microbatches
+        blocks = bench.shardings.own_blocks, bench.shardings.row_shards
+        rows = bench.shardings.row_shards * run.num_microbatches
         slots = layout.slot_ids(prompt_length)
-        self.loader = Loader(data, {"bench": source}, slots=slots, row_multiple=rows)
+        self.loader = Loader(data, {"bench": source}, slots=slots, blocks=blocks, row_multiple=rows)
         made = train.init(run, self.model, bench.opened, bench.shardings)
         self.optimizer, self.state, self.frozen, _ = made
         self._step = jit_train_step(self.model, self.optimizer, run.num_microbatches)

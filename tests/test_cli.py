@@ -119,6 +119,8 @@ def test_sigterm_anywhere_is_143(verbs, capsys):
         (["explain", "--gin_fil=x"], ["--gin_fil", "did you mean '--gin_file'"]),
         (["eval", "--batch_size=0"], ["--batch_size", "'0'"]),
         (["predict", "--decode=greedi"], ["--decode", "'greedy'"]),
+        (["train", "--process_id=-1"], ["--process_id", "'-1'"]),
+        (["train", *RUN, SST2, "--process_id=1"], ["--coordinator, --num_processes are missing"]),
         (["tasks", "--gin.X=1"], ["takes no --gin. flags: --gin.X=1"]),
         (["tasks", "sst3"], ["no task or mixture 'sst3'", "'sst2'"]),
         (["train", *RUN[:3]], ["MIXTURE_OR_TASK_NAME is required", "MODEL_DIR is required"]),

@@ -56,7 +56,7 @@ ALLOWED = {
     "models": set(),
     "data": {"report"},
     "parallel": set(),
-    "ckpt": {"assemble", "models"},
+    "ckpt": {"assemble", "models", "parallel"},
     "ledger": {"ckpt"},
     "progress": {"ledger"},
     "report": set(),

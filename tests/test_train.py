@@ -52,7 +52,7 @@ def configure(folder, method="prompt_tuning", run="prompt_tune", **changes):
 def finished(tmp_path_factory):
     """One finished run that the tests below only read."""
     folder = tmp_path_factory.mktemp("run")
-    record = train.run(configure(folder))
+    record = train.run(configure(folder, PROFILE_STEPS="(3, 2)"))
     return folder, record
 
 
@@ -75,6 +75,32 @@ def test_a_run_writes_what_it_promises(finished):
     assert set(record["seconds"]) == {"total", "compile", "train", "eval", "data_wait"}
     assert np.load(folder / "prompt.npy").shape == (4, 16)
     assert list((folder / "tensorboard").iterdir())
+    assert record["devices"]["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"Parallel__model": "5"},
+            "Parallel.model = 5 divides none of num_heads = 2, mlp_dim = 32",
+        ),
+        ({"Parallel__data": "8", "BATCH_SIZE": "4"}, "BATCH_SIZE = 4 gives some of 8 devices"),
+        ({"NUM_MICROBATCHES": "9"}, "NUM_MICROBATCHES = 9 of BATCH_SIZE = 8"),
+        ({"PROFILE_STEPS": "(0, 1)"}, r"PROFILE_STEPS = \(0, 1\): \(first, count\)"),
+        ({"Parallel__num_slices": "3"}, "1 x 1 on 8 devices do not divide into 3 slices"),
+    ],
+)
+def test_what_does_not_divide_is_refused_before_anything_is_opened(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train.run(configure(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_profiler_traces_the_steps_asked_for(finished):
+    folder, _ = finished
+    (trace,) = (folder / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
 
 
 def test_a_prompt_that_is_not_the_record_s_is_refused(finished, tmp_path):

@@ -1,5 +1,6 @@
 """What a finished run leaves for its user: a prompt, or a whole backbone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -7,12 +8,14 @@ from etils import epath
 from prompt_jax.assemble import Model, Tree, unflatten
 from prompt_jax.ckpt import folder as backbone_folder
 from prompt_jax.ckpt import prompt_file
+from prompt_jax.parallel.mesh import on_host
 
+BACKBONE, PROMPT = "backbone", "prompt.safetensors"
 INIT = "prompt_init.npy"  # the first values, which `inspect` measures distances to
 
 
 def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
-    """Writes what the run has learned.
+    """Writes what the run has learned: the first of several processes does, all of them call.
 
     Args:
         folder: MODEL_DIR.
@@ -24,13 +27,22 @@ def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
     Returns:
         The prompt file; where weights of the backbone moved, the backbone folder; or nothing.
     """
+    first = jax.process_index() == 0
     if any(path.startswith("backbone/") for path in best):
-        params = {**opened.params, **best}
-        return save_backbone(folder, model, params, opened.vocabulary.path)
+        # Parts that lie on other processes are fetched; the rest is read as it is written.
+        params = {
+            path: leaf if leaf.is_fully_addressable else on_host(leaf)
+            for path, leaf in {**opened.params, **best}.items()
+        }
+        if first:
+            save_backbone(folder, model, params, opened.vocabulary.path)
+        return f"{folder}/{BACKBONE}"
     if not best:
         return ""  # nothing was learned: the backbone answers as it is
     fingerprints = (opened.fingerprint, opened.vocabulary.fingerprint)
-    return save_prompt(folder, model, fingerprints, best, last)
+    if first:
+        save_prompt(folder, model, fingerprints, best, last)
+    return f"{folder}/{PROMPT}"
 
 
 def save_init(folder: str, model: Model, start: dict[str, np.ndarray]) -> None:
@@ -64,7 +76,7 @@ def save_prompt(
         The path of the prompt file.
     """
     method = model.method
-    path = f"{folder}/prompt.safetensors"
+    path = f"{folder}/{PROMPT}"
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in best.items()}
     prompt_file.save(path, prompt_file.PromptFile(leaves, method.name, method.slots, *fingerprints))
     for name, tree in (("prompt.npy", best), ("prompt_last.npy", last)):
@@ -91,7 +103,7 @@ def save_backbone(folder: str, model: Model, params: Tree, vocabulary_file: str)
     Returns:
         The path of the backbone folder.
     """
-    path = str(epath.Path(folder) / "backbone")
+    path = str(epath.Path(folder) / BACKBONE)
     own = {name: leaf for name, leaf in params.items() if name.startswith("backbone/")}
     tree = unflatten(own)["backbone"]
     backbone_folder.save(path, tree, model.network.config, vocabulary_file)

@@ -163,15 +163,19 @@ class Store:
 
     def failure(self, step: int | None, error: Exception) -> RunFailed:
         """What to raise when the run could not write: says what, and the last good checkpoint."""
-        steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
-        last = (
-            f"last good checkpoint: {self.directory / str(steps[-1])}"
-            if steps
-            else ("there is no earlier checkpoint")
-        )
         at = "" if step is None else f" at step {step}"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        return RunFailed(f"writing to {self.directory.parent} failed{at}: {reason}; {last}")
+        return RunFailed(
+            f"writing to {self.directory.parent} failed{at}: {reason}; {self.last_good()}"
+        )
+
+    def last_good(self) -> str:
+        """Names the newest whole checkpoint."""
+        found = self.directory.iterdir() if self.directory.exists() else []
+        steps = sorted(int(path.name) for path in found if path.name.isdigit())
+        if not steps:
+            return "there is no earlier checkpoint"
+        return f"last good checkpoint: {self.directory / str(steps[-1])}"
 
 
 def _digest(extra: dict) -> str:

@@ -9,7 +9,7 @@ import functools
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -103,7 +103,7 @@ class Loader:
         slots: np.ndarray | Mapping[str, np.ndarray] | None = None,
         weights: Mapping[str, float] | None = None,
         vocabulary_size: int = 0,
-        process: tuple[int, int] = (0, 1),
+        blocks: tuple[Sequence[int], int] = ((0,), 1),
         row_multiple: int = 1,
     ):
         """Plans the shapes of a run.
@@ -114,8 +114,9 @@ class Loader:
             slots: int32 [P] slot ids written into every example, or one such array per task.
             weights: mixing rate per task; None: by number of examples.
             vocabulary_size: for the objective's sentinels.
-            process: (index, count) of this process; it builds every count-th share of the rows.
-            row_multiple: what the number of rows must divide by (the data axis).
+            blocks: the rows of a global batch are split into `blocks[1]` blocks; those that this
+                process builds, in order.
+            row_multiple: what the number of rows must divide by (microbatches, for one).
 
         Raises:
             UserError: an example with its prompt is longer than a row; an unknown layout.
@@ -127,10 +128,10 @@ class Loader:
             raise UserError(f"Data.mixture_period is {data.mixture_period}; 0 or a count of steps")
         if data.batch_size < 1:
             raise UserError(f"BATCH_SIZE is {data.batch_size}; it must be at least 1")
-        self.data, self.process = data, process
+        self.data, self._blocks = data, (tuple(blocks[0]), blocks[1])
         self.names = tuple(sources)
         self._sources = tuple(sources.values())
-        self._row_multiple = int(np.lcm(row_multiple, process[1]))
+        self._row_multiple = int(np.lcm(row_multiple, blocks[1]))
         self._vocabulary_size = vocabulary_size
         empty = np.zeros(0, np.int32)
         if not isinstance(slots, Mapping):
@@ -266,16 +267,36 @@ class Loader:
         rows = self.shapes.plan(lengths[:, :2])
         height = self.shapes.rows_for(len(rows))
         wide, deep = self.shapes.capacity
-        rank, processes = self.process
-        share = height // processes
-        mine = rows[rank * share : (rank + 1) * share]
-        for place in (example for row in mine for example in row):
+        parts = [rows[start:stop] for start, stop in self._own_rows(height)]
+        for place in (example for part in parts for row in part for example in row):
             if place not in tokens:
                 tokens[place] = self._tokens(refs[place])
         inputs = {place: pair[0] for place, pair in tokens.items()}
         targets = {place: pair[1] for place, pair in tokens.items()}
-        batch = lay.assemble(inputs, targets, mine, (share, wide, deep))
+        made = [
+            lay.assemble(inputs, targets, part, (stop - start, wide, deep))
+            for part, (start, stop) in zip(parts, self._own_rows(height), strict=True)
+        ]
+        names = made[0] if len(made) > 1 else ()
+        batch = {name: np.concatenate([one[name] for one in made]) for name in names} or made[0]
         return batch, self._account(refs, lengths, rows, height)
+
+    def _own_rows(self, height: int) -> list[tuple[int, int]]:
+        """[start, stop) of the runs of neighbouring rows that this process builds."""
+        own, count = self._blocks
+        runs: list[tuple[int, int]] = []
+        for block in own:
+            start, stop = block * height // count, (block + 1) * height // count
+            if runs and runs[-1][1] == start:
+                start = runs.pop()[0]
+            runs.append((start, stop))
+        return runs
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what the batches are drawn from, and of their shapes."""
+        keys = [getattr(source, "key", str(len(source))) for source in self._sources]
+        return f"{self.names} {keys} {self._weights} {self.shapes}"
 
     def _account(self, refs, lengths, rows, height: int) -> lay.Accounting:
         """The host's record of a global batch."""

@@ -1,6 +1,6 @@
 """Opens a task's examples for training: registry -> tokenised caches -> loader."""
 
-import jax
+from collections.abc import Sequence
 
 from prompt_jax.data import cache, layout
 from prompt_jax.data.loader import Data, Loader
@@ -29,13 +29,21 @@ def open_tokens(data: Data, task: str, split: str, vocabulary: Vocabulary) -> ca
     )
 
 
-def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: int = 1) -> Loader:
+def open_loader(
+    data: Data,
+    vocabulary: Vocabulary,
+    slots: int,
+    blocks: tuple[Sequence[int], int] = ((0,), 1),
+    row_multiple: int = 1,
+) -> Loader:
     """The loader of a run.
 
     Args:
         data: task or mixture, split, lengths, layout.
         vocabulary: the backbone's.
         slots: P, slots written into each example's input.
+        blocks: the blocks of rows that this process builds, and of how many
+            (`Shardings.own_blocks`, `row_shards`).
         row_multiple: what the rows of a batch must divide by.
 
     Raises:
@@ -50,6 +58,6 @@ def open_loader(data: Data, vocabulary: Vocabulary, slots: int, row_multiple: in
         slots=layout.slot_ids(slots),
         weights=weights if len(sources) > 1 else None,
         vocabulary_size=vocabulary.size,
-        process=(jax.process_index(), jax.process_count()),
+        blocks=blocks,
         row_multiple=row_multiple,
     )

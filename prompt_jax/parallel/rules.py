@@ -4,9 +4,10 @@ import re
 
 from jax.sharding import PartitionSpec
 
-# (pattern, dimension split over `model`, dimension split over `data` (or None) when frozen weights
-# are sharded over both axes); dimensions count from the end, so stacked layers need no rule of
-# their own. First match wins; what no pattern matches is replicated (norms, biases, prompts).
+# (pattern, dimension split over `model`, dimension split over the `data` of a slice (or None) when
+# frozen weights are sharded over both axes); dimensions count from the end, so stacked layers need
+# no rule of their own. First match wins; what no pattern matches is replicated (norms, biases,
+# prompts).
 RULES = (
     (r"backbone/token_embedder/embedding", -2, -1),
     (r"backbone/decoder/logits_dense/kernel", -1, -2),

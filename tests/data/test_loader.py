@@ -55,14 +55,16 @@ def data(**changes) -> Data:
     return Data(**{"task_feature_lengths": LENGTHS, "batch_size": 8, "seed": 3, **changes})
 
 
-def loader(pairs=None, measured=True, slots=4, process=(0, 1), row_multiple=1, **changes) -> Loader:
+def loader(
+    pairs=None, measured=True, slots=4, blocks=((0,), 1), row_multiple=1, **changes
+) -> Loader:
     source = Memory(make_pairs(40) if pairs is None else pairs, measured)
     return Loader(
         data(**changes),
         {"a": source},
         slots=layout.slot_ids(slots),
         vocabulary_size=600,
-        process=process,
+        blocks=blocks,
         row_multiple=row_multiple,
     )
 
@@ -134,7 +136,7 @@ def test_reading_tokens_plans_the_same_as_knowing_lengths():
 @pytest.mark.parametrize("packing", [True, False])
 def test_processes_build_their_rows_of_one_global_batch(packing):
     whole = loader(packing=packing, row_multiple=4)
-    parts = [loader(packing=packing, row_multiple=4, process=(rank, 4)) for rank in range(4)]
+    parts = [loader(packing=packing, row_multiple=4, blocks=((rank,), 4)) for rank in range(4)]
     for step in range(4):
         batch, account = whole.batch(step)
         made = [part.batch(step) for part in parts]
@@ -142,6 +144,19 @@ def test_processes_build_their_rows_of_one_global_batch(packing):
             assert np.array_equal(batch[key], np.concatenate([rows[key] for rows, _ in made]))
         assert all(other.text == account.text for _, other in made)
         assert len(batch["encoder_input_tokens"]) % 4 == 0
+
+
+@pytest.mark.parametrize("own", [(0, 1), (1, 2), (0, 3), (0, 1, 3)], ids=str)
+def test_a_process_may_own_any_blocks_of_rows(own):
+    """As a mesh in the order of the network gives them; two may own the same."""
+    whole, part = loader(row_multiple=4, packing=False), loader(blocks=(own, 4), packing=False)
+    for step in range(3):
+        batch, account = whole.batch(step)
+        rows, other = part.batch(step)
+        for key in batch:
+            blocks = np.split(batch[key], 4)
+            assert np.array_equal(rows[key], np.concatenate([blocks[block] for block in own]))
+        assert np.array_equal(account.index, other.index)
 
 
 def test_truncation_keeps_eos_and_comes_before_the_slots():

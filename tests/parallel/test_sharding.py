@@ -60,8 +60,9 @@ def one_device():
         Parallel(data=8, model=1),
         Parallel(data=2, model=4, shard_frozen_over_data=True),
         Parallel(data=8, model=1, shard_frozen_over_data=True),
+        Parallel(data=4, model=2, shard_frozen_over_data=True, num_slices=2),
     ],
-    ids=["2x4", "8x1", "2x4-over-data", "8x1-over-data"],
+    ids=["2x4", "8x1", "2x4-over-data", "8x1-over-data", "2-slices"],
 )
 def test_eight_devices_give_the_loss_and_gradient_of_one(parallel, one_device):
     step, args = compiled(parallel)
@@ -106,6 +107,41 @@ def test_weights_split_over_data_are_gathered_and_activations_are_not():
         assert all(t not in shape for shape in found), (kind, found)
 
 
+def groups(line):
+    """The devices that a collective joins, from the forms of `replica_groups` in a program."""
+    numbers = lambda text: [int(n) for n in re.findall(r"\d+", text)]  # noqa: E731
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, dims = numbers(found[1]), numbers(found[2])
+        order = numbers(found[3]) if found[3] else None
+        return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape)
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        joined = re.findall(r"'(\w+)'", found[2])
+        dims = [int(size) for size in sizes.values()]
+        order = [*(n for n, axis in enumerate(sizes) if axis not in joined)]
+        order += [list(sizes).index(axis) for axis in joined]
+        grid = np.arange(np.prod(dims)).reshape(dims).transpose(order)
+        return grid.reshape(-1, np.prod([int(sizes[axis]) for axis in joined]))
+    found = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line)
+    return [numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+
+
+def test_between_slices_goes_little_more_than_the_prompt():
+    """Weights are gathered, and activations reduced, inside a slice of four devices."""
+    step, _ = compiled(Parallel(data=4, model=2, shard_frozen_over_data=True, num_slices=2))
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    inside, across = set(), 0
+    for line in step.as_text().splitlines():
+        if found := re.search(rf" = (.*?) ({kinds})(?:-start)?\(", line):
+            if all(len({device // 4 for device in group}) == 1 for group in groups(line)):
+                inside.add(found[2])
+                continue
+            for dims in re.findall(r"\w\[([\d,]*)\]", found[1]):
+                across += int(np.prod([int(n) for n in dims.split(",") if n]))
+    assert "all-gather" in inside
+    assert P * CONFIG.emb_dim <= across <= P * CONFIG.emb_dim + 8
+
+
 def test_a_rule_splits_heads_width_and_vocabulary():
     mesh = {"data": 2, "model": 4}
 
@@ -133,4 +169,7 @@ def test_a_rule_splits_heads_width_and_vocabulary():
 def test_a_mesh_larger_than_the_machine_is_refused():
     with pytest.raises(UserError, match="16 x 1.*8 devices"):
         Parallel(data=16).mesh()
-    assert dict(Parallel(model=4).mesh().shape) == {"data": 2, "model": 4}
+    with pytest.raises(UserError, match="8 x 1 on 8 devices do not divide into 3 slices"):
+        Parallel(num_slices=3).mesh()
+    assert Parallel(num_slices=2).mesh().devices[1, 0, 0].id == 4
+    assert dict(Parallel(model=4).mesh().shape) == {"slice": 1, "data": 2, "model": 4}
