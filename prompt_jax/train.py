@@ -287,13 +287,12 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings):
     if not trainable and run.train_steps:
         raise UserError("Trainable.rules leave nothing to train; TRAIN_STEPS=0 evaluates")
     trainable = {
-        path: jax.device_put(jnp.array(leaf, jnp.float32), shardings.leaf(path, leaf.shape, False))
+        path: jax.device_put(jnp.array(leaf, jnp.float32), shardings.trainable(path, leaf.shape))
         for path, leaf in trainable.items()
     }
     optimizer = run.method.trainable.build(trainable)
     state = jax.jit(init_state, static_argnums=(1, 2))(trainable, optimizer, run.random_seed)
-    place = shardings.like(trainable)
-    state = jax.tree.map(lambda leaf: jax.device_put(leaf, place(leaf)), state)
+    state = jax.device_put(state, shardings.state(state, trainable))
     start = {path: np.asarray(leaf) for path, leaf in prompt.items()}
     return optimizer, state, frozen, start
 

@@ -19,8 +19,9 @@ ALLOWED = {
     "__init__": {"predict"},
     "__main__": {
         *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
-        "inspect_prompt",
+        *("inspect_prompt", "plan"),
     },
+    "plan": {"assemble", "config", "data", "models", "parallel", "parts", "step"},
     "convert": {"ckpt", "data", "models"},
     "inspect_prompt": {"ckpt", "data", "report", "similarity"},
     "similarity": set(),
@@ -65,6 +66,7 @@ ONLY_IN = {
     "tensorflow": {"data/preprocess.py"},
     "tensorflow_datasets": {"data/preprocess.py"},
     "tensorflow_text": {"data/preprocess.py", "tasks/"},
+    "libtpu": {"plan/topology.py"},
     "torch": set(),
     "transformers": set(),
     "peft": set(),
