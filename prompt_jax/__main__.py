@@ -168,6 +168,9 @@ def _flags_plan(parser: argparse.ArgumentParser) -> None:
         help="every T5 1.1 size on the smallest slice that fits; on each of several topologies",
     )  # fmt: skip
     parser.add_argument("--dtypes", default="bfloat16,float32", metavar="DTYPES", help="of --sizes")
+    parser.add_argument(
+        "--estimate", action="store_true", help="compile nothing: formulas, or what --cache holds"
+    )
     parser.add_argument("--cache", metavar="DIR", help="keep what was compiled; go on from there")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as a page")
     parser.add_argument("--json", metavar="FILE", help="also write the plans as JSON")

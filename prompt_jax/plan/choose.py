@@ -140,11 +140,17 @@ class _Option(NamedTuple):
     at_rest: int
 
 
+def _estimated(option: _Option) -> Compiled:
+    temporaries = int(option.cost.temporaries)
+    needs = option.at_rest + temporaries
+    return Compiled(True, needs, frozen=option.at_rest, temporaries=temporaries, estimated=True)
+
+
 def make_plan(
     resolved: Any,
     machine: Topology,
     given_rows: int | None = None,
-    compile_step: Callable[..., Compiled] = lowering.compile_step,
+    compile_step: Callable[..., Compiled | None] = lowering.compile_step,
 ) -> Plan:
     """The cheapest mesh on which the step fits, compiled.
 
@@ -155,7 +161,7 @@ def make_plan(
         resolved: `config.Resolved`.
         machine: where the run would be.
         given_rows: rows of a batch, where the user knows better.
-        compile_step: as `lowering.compile_step`, or one that remembers.
+        compile_step: as `lowering.compile_step`; where it returns None, formulas have to do.
 
     Raises:
         UserError: the mesh asked for does not divide the machine.
@@ -180,9 +186,9 @@ def make_plan(
     def needs(option):
         return option.at_rest + option.cost.temporaries
 
-    # A tenth above the limit: the estimate is rough, and a refusal is quick. Times are added up, as
-    # if nothing overlapped: of two meshes bound by the same thing the lighter one comes first.
-    hopeful = [option for option in options if needs(option) <= 1.1 * limit]
+    # Times are added up, as if nothing overlapped: of two meshes bound by the same thing the
+    # lighter one comes first.
+    hopeful = [option for option in options if needs(option) <= limit]
     hopeful.sort(key=lambda option: sum(seconds(machine, option.cost, None).values()))
     queue = list(dict.fromkeys((*hopeful[: TRIES - 1], min(options, key=needs))))
     tried = 0
@@ -192,11 +198,13 @@ def make_plan(
         else:
             tried += 1
             compiled = compile_step(run, option.batch, option.mesh, there, machine.slices)
+            compiled = compiled or _estimated(option)
         if compiled.fits and compiled.needs <= limit:
             break
         compiled = dataclasses.replace(compiled, fits=False)
     compiled = dataclasses.replace(compiled, available=compiled.available or machine.chip.memory)
-    spent = seconds(machine, option.cost, compiled.collectives)
+    sent = None if compiled.estimated else compiled.collectives
+    spent = seconds(machine, option.cost, sent)
     flags = _flags(run, option.mesh)
     return Plan(
         machine,
@@ -223,15 +231,20 @@ def _flags(run: Any, mesh: Mesh) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def remembering(folder: str, versions: dict[str, str]) -> Callable[..., Compiled]:
-    """`lowering.compile_step` that keeps what it found in `folder`, one JSON file each.
+def remembering(
+    folder: str,
+    versions: dict[str, str],
+    compile_step: Callable[..., Compiled | None] = lowering.compile_step,
+) -> Callable[..., Compiled | None]:
+    """A `compile_step` that keeps what it found in `folder`, one JSON file each.
 
     Args:
         folder: made if it is not there.
         versions: of what compiles; others are compiled anew.
+        compile_step: asked for what is not in `folder`.
     """
 
-    def compile_step(run, batch, mesh, there, slices=1):
+    def remembered(run, batch, mesh, there, slices=1):
         machine = (there[0].device_kind, len(there), str(there[-1]), slices)
         shape = (batch.rows, batch.inputs, batch.targets, run.num_microbatches)
         key = (run.backbone.config, run.method, shape, mesh, machine, versions)
@@ -240,10 +253,11 @@ def remembering(folder: str, versions: dict[str, str]) -> Callable[..., Compiled
         if file.exists():
             kept = json.loads(file.read_text())["compiled"]
             return Compiled(**{**kept, "collectives": tuple(kept["collectives"])})
-        compiled = lowering.compile_step(run, batch, mesh, there, slices)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        about = {"compiled": dataclasses.asdict(compiled), "of": [repr(part) for part in key]}
-        file.write_text(json.dumps(about, indent=1))
+        compiled = compile_step(run, batch, mesh, there, slices)
+        if compiled:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            about = {"compiled": dataclasses.asdict(compiled), "of": [repr(part) for part in key]}
+            file.write_text(json.dumps(about, indent=1))
         return compiled
 
-    return compile_step
+    return remembered

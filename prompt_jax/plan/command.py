@@ -39,8 +39,10 @@ def plan_command(args: Any) -> None:
         raise UserError(f"--dtypes: {dtype!r}; {nearest(dtype, DTYPES)}")
     topology.start(machines)
     compile_step = lowering.compile_step
+    if args.estimate:
+        compile_step = lambda *_: None  # noqa: E731
     if args.cache:
-        compile_step = remembering(args.cache, versions(machines))
+        compile_step = remembering(args.cache, versions(machines), compile_step)
     if args.sizes:
         plans = by_size(args, machines, dtypes, compile_step)
         text = table(plans)
@@ -119,11 +121,18 @@ def _verdict(plan: Plan) -> str:
     found = plan.compiled
     limit = f" of {_size(found.available)}" if found.available else ""
     word = "fits" if found.fits else "does not fit"
+    word += " by estimate" if found.estimated else ""
     return (
         f"{word}: needs {_size(found.needs)}{limit}"
         if limit or not found.fits
         else _size(found.needs)
     )
+
+
+def _sent(plan: Plan) -> float:
+    if plan.compiled.estimated:
+        return plan.cost.sent
+    return sum((entry["sent"] for entry in plan.compiled.collectives), 0.0)
 
 
 def describe(resolved: Resolved, plan: Plan) -> str:
@@ -154,8 +163,9 @@ def describe(resolved: Resolved, plan: Plan) -> str:
         parts = ", ".join(f"{k} {_time(v)}" for k, v in plan.seconds.items() if v)
         speed = f"{batch.examples / plan.roofline:,.4g} examples/s"
         rows.append(("roofline", f"{_time(plan.roofline)} a step, at best {speed} ({parts})"))
-    rows.append(("lowered in", _time(found.lower_seconds)))
-    rows.append(("compiled in", _time(found.compile_seconds)))
+    if found.lower_seconds:
+        rows.append(("lowered in", _time(found.lower_seconds)))
+        rows.append(("compiled in", _time(found.compile_seconds)))
     rows += [("note", text) for text in notes(plan, config)]
     return "\n".join(f"{name:<19} {text}".rstrip() for name, text in rows)
 
@@ -163,7 +173,7 @@ def describe(resolved: Resolved, plan: Plan) -> str:
 def notes(plan: Plan, config: Any) -> list[str]:
     """What one has to know to believe a plan."""
     found = []
-    if not plan.machine.is_tpu:
+    if not plan.machine.is_tpu and not plan.compiled.estimated:
         found.append("memory is that of this machine's CPU compiler")
         if config.dtype == "bfloat16":
             found[0] += ", which multiplies bfloat16 in float32: temporaries are overstated"
@@ -188,7 +198,7 @@ def line(resolved: Resolved, plan: Plan) -> str:
 def table(plans: list) -> str:
     """Plans as rows of Markdown."""
     names = ("parameters", "dtype", "machine", "mesh", "fits", "bytes a device", "weights")
-    names += ("temporaries", "FLOPs", "sent", "roofline", "examples/s")
+    names += ("temporaries", "FLOPs", "sent", "roofline", "examples/s", "compiled in")
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for resolved, plan in plans:
         config, found = resolved.run.backbone.config, plan.compiled
@@ -202,9 +212,10 @@ def table(plans: list) -> str:
             _size(found.frozen),
             _size(found.temporaries) if found.fits else "",
             f"{plan.cost.flops:.3g}" if found.fits else "",
-            _size(sum(entry["sent"] for entry in found.collectives)) if found.fits else "",
+            _size(_sent(plan)) if found.fits else "",
             _time(plan.roofline) if found.fits else "",
             f"{plan.batch.examples / plan.roofline:,.3g}" if found.fits and plan.roofline else "",
+            "estimate" if found.estimated else _time(found.compile_seconds),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -224,8 +235,9 @@ def heading(pair: tuple[Resolved, Plan], machines: list[Topology]) -> str:
         f"{run.method.name}, P = {run.method.slots}, {batch.examples} examples of "
         f"{limits['inputs']} inputs and {limits['targets']} targets a step ({batch.assumed}). "
         "A mesh is data x model, chosen by `plan`: the fastest by estimate of those that fit. "
-        "Bytes are the compiler's, per device; FLOPs are a formula's, per device and step; the "
-        "roofline takes the vendors' peak numbers, so it is a bound and no forecast.\n\n"
+        "Bytes are the compiler's, per device, but for rows marked as estimates; FLOPs are a "
+        "formula's, per device and step; the roofline takes the vendors' peak numbers, so it is a "
+        "bound and no forecast.\n\n"
     )
 
 

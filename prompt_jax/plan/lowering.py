@@ -36,6 +36,7 @@ class Compiled:
         collectives: by kind and reach: what is sent a step.
         lower_seconds: to trace and lower.
         compile_seconds: to compile, or to be refused.
+        estimated: nothing was compiled; `needs` and `temporaries` are formulas'.
     """
 
     fits: bool
@@ -49,6 +50,7 @@ class Compiled:
     collectives: tuple[dict, ...] = ()
     lower_seconds: float = 0.0
     compile_seconds: float = 0.0
+    estimated: bool = False
 
 
 def frozen_shapes(model: Model) -> Shapes:

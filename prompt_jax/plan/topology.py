@@ -24,7 +24,7 @@ class Chip:
     Attributes:
         name: as in a topology's name.
         flops: dense bfloat16 FLOP/s.
-        memory: bytes of high-bandwidth memory.
+        memory: bytes of high-bandwidth memory; of a TPU, what libtpu leaves a program.
         bandwidth: bytes/s to and from that memory.
         link: bytes/s that one chip sends to its neighbours (half of the "bidirectional" number).
         network: bytes/s that one chip sends to other slices or hosts.
@@ -49,10 +49,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1228 * GB, 300 * GB, 6.25 * GB, 3, 2, "megacore"),
-        Chip("v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 3.125 * GB, 2),
-        Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 6.25 * GB, 3, 2),
-        Chip("v6e", 918e12, 32 * GIB, 1638 * GB, 400 * GB, 12.5 * GB, 2),
+        Chip("v4", 275e12, int(30.75 * GIB), 1228 * GB, 300 * GB, 6.25 * GB, 3, 2, "megacore"),
+        Chip("v5e", 197e12, int(15.75 * GIB), 819 * GB, 200 * GB, 3.125 * GB, 2),
+        Chip("v5p", 459e12, int(95.74 * GIB), 2765 * GB, 600 * GB, 6.25 * GB, 3, 2),
+        Chip("v6e", 918e12, int(31.25 * GIB), 1638 * GB, 400 * GB, 12.5 * GB, 2),
         Chip("a100", 312e12, 80 * 10**9, 2039 * GB, 300 * GB, 25 * GB),
         Chip("h100", 989e12, 80 * 10**9, 3350 * GB, 450 * GB, 50 * GB),
         Chip("h200", 989e12, 141 * 10**9, 4800 * GB, 450 * GB, 50 * GB),
