@@ -32,7 +32,7 @@ class Plan:
         cost: by formula.
         compiled: by the compiler.
         seconds: {"compute", "memory", "links", "network"}: the least that each takes a step.
-        tried: meshes that were compiled.
+        tried: meshes that the compiler, or else the formula, was asked about.
     """
 
     machine: Topology

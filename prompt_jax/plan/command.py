@@ -48,14 +48,18 @@ def plan_command(args: Any) -> None:
         text = table(plans)
     else:
         resolved = _resolved(args, args.gin_file, ())
-        plans = [(resolved, make_plan(resolved, m, args.rows, compile_step)) for m in machines]
-        text = "\n\n".join(describe(*pair) for pair in plans)
+        models = [pathlib.Path(file).stem for file in args.gin_file if file.startswith("models/")]
+        name = models[0] if models else ""
+        plans = [
+            (name, resolved, make_plan(resolved, m, args.rows, compile_step)) for m in machines
+        ]
+        text = "\n\n".join(describe(*each) for each in plans)
     print(text)
     if args.markdown:
         page = heading(plans[0], machines) + table(plans) + "\n"
         pathlib.Path(args.markdown).write_text(page)
     if args.json:
-        records = [record(*pair) for pair in plans]
+        records = [record(*each) for each in plans]
         whole = {"versions": versions(machines), "plans": records}
         pathlib.Path(args.json).write_text(json.dumps(whole, indent=1) + "\n")
 
@@ -79,7 +83,7 @@ def by_size(args: Any, machines: list[Topology], dtypes: list[str], compile_step
         compile_step: as `make_plan` takes it.
 
     Returns:
-        (resolved, plan) pairs; of a size that fits no slice, the largest.
+        (name, resolved, plan) each; of a size that fits no slice, the largest.
     """
     others = [file for file in args.gin_file if not file.startswith("models/")]
     found = []
@@ -90,9 +94,10 @@ def by_size(args: Any, machines: list[Topology], dtypes: list[str], compile_step
             resolved = _resolved(args, files, bindings)
             row = []
             for machine in machines if len(machines) > 1 else topology.smaller(machines[0]):
-                row.append((resolved, make_plan(resolved, machine, args.rows, compile_step)))
+                plan = make_plan(resolved, machine, args.rows, compile_step)
+                row.append((f"t5_1_1_{size}", resolved, plan))
                 print(line(*row[-1]), file=sys.stderr, flush=True)
-                if len(machines) == 1 and row[-1][1].compiled.fits:
+                if len(machines) == 1 and plan.compiled.fits:
                     break
             found += row if len(machines) > 1 else row[-1:]
     return found
@@ -119,14 +124,11 @@ def _mesh(plan: Plan) -> str:
 
 def _verdict(plan: Plan) -> str:
     found = plan.compiled
-    limit = f" of {_size(found.available)}" if found.available else ""
+    if not found.available:
+        return _size(found.needs)
     word = "fits" if found.fits else "does not fit"
     word += " by estimate" if found.estimated else ""
-    return (
-        f"{word}: needs {_size(found.needs)}{limit}"
-        if limit or not found.fits
-        else _size(found.needs)
-    )
+    return f"{word}: needs {_size(found.needs)} of {_size(found.available)}"
 
 
 def _sent(plan: Plan) -> float:
@@ -135,24 +137,25 @@ def _sent(plan: Plan) -> float:
     return sum((entry["sent"] for entry in plan.compiled.collectives), 0.0)
 
 
-def describe(resolved: Resolved, plan: Plan) -> str:
+def describe(name: str, resolved: Resolved, plan: Plan) -> str:
     """A plan in words, for a terminal."""
     run, found, cost = resolved.run, plan.compiled, plan.cost
     config, batch, machine = run.backbone.config, plan.batch, plan.machine
     count = machine.chips * machine.slices
     rows = [("machine", f"{machine.name}, {count} devices, {machine.slices} slice(s)")]
+    rows.append(("model", name))
     rows.append(("method", f"{run.method.name}, P = {run.method.slots}"))
     numbers = plan.parameters
     kinds = f"{config.param_dtype} stored, {config.dtype} computed"
     rows.append(("parameters", f"{numbers[0]:,} frozen ({kinds}), {numbers[1]:,} trainable"))
     laid = f"{batch.examples} examples in {batch.rows} rows of {batch.inputs} + {batch.targets}"
     rows.append(("batch", f"{laid} ({batch.assumed}; {run.num_microbatches} microbatch(es))"))
-    rows.append(("mesh", f"{_mesh(plan)} (data x model; {plan.tried} compiled)"))
+    rows.append(("mesh", f"{_mesh(plan)} (data x model; {plan.tried} tried)"))
     for flag in plan.flags:
         rows.append(("add", flag))
     rows.append(("memory", f"{_verdict(plan)} a device"))
-    for name in ("frozen", "state", "batch", "temporaries", "program"):
-        rows.append((f"  {name}", _size(getattr(found, name))))
+    for part in ("frozen", "state", "batch", "temporaries", "program"):
+        rows.append((f"  {part}", _size(getattr(found, part)) if getattr(found, part) else ""))
     rows.append(("FLOPs", f"{cost.flops:.4g} a device and step (formula)"))
     rows.append(("bytes moved", f"{_size(cost.moved)} a device and step (formula)"))
     for entry in found.collectives:
@@ -167,7 +170,7 @@ def describe(resolved: Resolved, plan: Plan) -> str:
         rows.append(("lowered in", _time(found.lower_seconds)))
         rows.append(("compiled in", _time(found.compile_seconds)))
     rows += [("note", text) for text in notes(plan, config)]
-    return "\n".join(f"{name:<19} {text}".rstrip() for name, text in rows)
+    return "\n".join(f"{title:<19} {text}".rstrip() for title, text in rows if text)
 
 
 def notes(plan: Plan, config: Any) -> list[str]:
@@ -186,24 +189,24 @@ def notes(plan: Plan, config: Any) -> list[str]:
     return found
 
 
-def line(resolved: Resolved, plan: Plan) -> str:
+def line(name: str, resolved: Resolved, plan: Plan) -> str:
     """A plan in one line, to show progress."""
     config = resolved.run.backbone.config
     return (
-        f"H {config.emb_dim} {config.param_dtype} on {plan.machine.name}: {_mesh(plan)}: "
-        f"{_verdict(plan)} ({plan.tried} compiled, {_time(plan.compiled.compile_seconds)})"
+        f"{name} {config.param_dtype} on {plan.machine.name}: {_mesh(plan)}: "
+        f"{_verdict(plan)} ({plan.tried} tried, {_time(plan.compiled.compile_seconds)})"
     )
 
 
 def table(plans: list) -> str:
     """Plans as rows of Markdown."""
-    names = ("parameters", "dtype", "machine", "mesh", "fits", "bytes a device", "weights")
+    names = ("model", "dtype", "machine", "mesh", "fits", "bytes a device", "weights")
     names += ("temporaries", "FLOPs", "sent", "roofline", "examples/s", "compiled in")
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for resolved, plan in plans:
+    for name, resolved, plan in plans:
         config, found = resolved.run.backbone.config, plan.compiled
         cells = [
-            f"{sum(plan.parameters):,}",
+            name,
             config.param_dtype,
             plan.machine.name,
             _mesh(plan),
@@ -221,9 +224,9 @@ def table(plans: list) -> str:
     return "\n".join(lines)
 
 
-def heading(pair: tuple[Resolved, Plan], machines: list[Topology]) -> str:
+def heading(first: tuple[str, Resolved, Plan], machines: list[Topology]) -> str:
     """What stands above a table: how it was made."""
-    resolved, plan = pair
+    _, resolved, plan = first
     run, batch = resolved.run, plan.batch
     made = ", ".join(f"{name} {version}" for name, version in versions(machines).items())
     limits = run.data.task_feature_lengths
@@ -241,10 +244,15 @@ def heading(pair: tuple[Resolved, Plan], machines: list[Topology]) -> str:
     )
 
 
-def record(resolved: Resolved, plan: Plan) -> dict[str, Any]:
+def record(name: str, resolved: Resolved, plan: Plan) -> dict[str, Any]:
     """A plan as JSON."""
     config = dataclasses.asdict(resolved.run.backbone.config)
-    whole = {"method": resolved.run.method.name, "config": config, **dataclasses.asdict(plan)}
+    whole = {
+        "model": name,
+        "method": resolved.run.method.name,
+        "config": config,
+        **dataclasses.asdict(plan),
+    }
     return {**whole, "roofline": plan.roofline, "prompt_length": resolved.run.method.slots}
 
 

@@ -64,13 +64,15 @@ def product_flops(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("method", ["prompt", "model"])
-@pytest.mark.parametrize(
-    ("remat", "tolerance"), [("none", 1e-3), ("minimal", 0.03), ("full", 0.03)]
-)
-def test_flops_are_those_of_the_traced_step(method, remat, tolerance):
-    guess, step, arguments = step_of(resolved(method).run, Mesh(1, 1, False, remat))
+@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
+def test_flops_are_those_of_the_traced_step(method, remat):
+    """Attention in a recomputed layer stands there twice; the compiler makes it once."""
+    run = resolved(method).run
+    guess, step, arguments = step_of(run, Mesh(1, 1, False, remat))
     counted = product_flops(step.trace(*arguments).jaxpr.jaxpr)
-    assert guess.flops == pytest.approx(counted, rel=tolerance)
+    twice = remat == "full" or (remat, method) == ("minimal", "model")
+    attention = 4 * 8 * 32 * 8 * (2 * 128 * 128 + 3 * (32 * 32 + 32 * 128))
+    assert guess.flops == pytest.approx(counted - twice * attention, rel=1e-3)
 
 
 def test_flops_are_those_of_the_unrolled_program(monkeypatch):

@@ -277,12 +277,24 @@ def test_sizes_as_a_page(tmp_path, monkeypatch, capsys):
     assert text.startswith("# Plans\n\nMade on 20") and "prompt-jax" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 10
-    counts = ("76,961,152", "247,577,856", "783,150,080", "2,849,757,184", "11,135,332,352")
-    for pair, count in zip(zip(rows[::2], rows[1::2], strict=True), counts, strict=True):
-        width = {"76,9": 512, "247,": 768, "783,": 1024, "2,84": 2048, "11,1": 4096}[count[:4]]
-        whole = int(count.replace(",", "")) + 100 * width
-        assert all(f"| {whole:,} | bfloat16 | cpu:" in row for row in pair)
+    expected = [(size, machine) for size in command.SIZES for machine in ("cpu:2", "cpu:4")]
+    for row, (size, machine) in zip(rows, expected, strict=True):
+        assert row.startswith(f"| t5_1_1_{size} | bfloat16 | {machine} | ")
     assert capsys.readouterr().out.strip() in text
+
+
+def test_sizes_on_the_smallest_slice_that_fits(tmp_path):
+    file = tmp_path / "plans.json"
+    flags = ["--sizes", "--topology=gpu:h100x8", "--dtypes=bfloat16", "--gin.BATCH_SIZE=256"]
+    remat = "--gin.T5Config.remat='none'"
+    assert cli.main([*ARGV, *flags, remat, "--estimate", f"--json={file}"]) == 0
+    plans = json.loads(file.read_text())["plans"]
+    assert [plan["model"] for plan in plans] == [f"t5_1_1_{size}" for size in command.SIZES]
+    assert all(plan["compiled"]["fits"] for plan in plans)
+    chips = [plan["machine"]["chips"] for plan in plans]
+    assert chips == sorted(chips) and chips[0] == 1 and 2 <= chips[-1] <= 8
+    totals = [sum(plan["parameters"]) - 100 * plan["config"]["emb_dim"] for plan in plans]
+    assert totals == [76_961_152, 247_577_856, 783_150_080, 2_849_757_184, 11_135_332_352]
 
 
 @needs_libtpu
