@@ -98,6 +98,8 @@ def test_the_planned_step_is_the_runs(files):
     ):
         assert (real.shape, real.dtype) == (said.shape, said.dtype)
         assert real.sharding.is_equivalent_to(said.sharding, real.ndim)
+    for path, leaf in state.trainable.items():
+        assert leaf.sharding.is_equivalent_to(shardings.leaf(path, leaf.shape, False), leaf.ndim)
     step = jit_train_step(model, optimizer, run.num_microbatches)
     memory = step.lower(state, frozen, rows).compile().memory_analysis()
     held = planned.frozen + planned.state + planned.batch
@@ -313,7 +315,15 @@ def test_a_small_step_is_compiled_for_a_tpu_and_a_large_one_refused():
     assert plan.compiled.fits and plan.compiled.program > 0
     assert plan.compiled.available == int(15.75 * 2**30) and plan.roofline > 0
     assert {entry["kind"] for entry in plan.compiled.collectives} >= {"all-reduce"}
-    large = ("BATCH_SIZE=4096", "Parallel.model=1", "T5Config.remat='none'")
-    plan = choose.make_plan(resolved(*large), topology.parse("v5e:2x2"))
-    assert not plan.compiled.fits
-    assert plan.compiled.needs > plan.compiled.available > 15 * 2**30
+
+
+@needs_libtpu
+def test_what_libtpu_refuses_is_a_plan_that_does_not_fit():
+    """Gathered layers that nothing recomputes are kept for the way back: all of them."""
+    flags = ("Parallel.shard_frozen_over_data=True", "T5Config.remat='none'", "BATCH_SIZE=64")
+    kind = ("T5Config.dtype='bfloat16'", "T5Config.param_dtype='bfloat16'")
+    plan = choose.make_plan(
+        resolved(*flags, *kind, model="models/t5_1_1_xxl.gin"), topology.parse("v5e:4x4")
+    )
+    assert not plan.compiled.fits and plan.tried == 1
+    assert plan.compiled.needs > plan.compiled.available == int(15.75 * 2**30)
