@@ -171,6 +171,31 @@ def _flags_bench(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--starts", type=_positive, default=3, help="processes started")
 
 
+def _flags_plan(parser: argparse.ArgumentParser) -> None:
+    _gin_flags(parser)
+    parser.add_argument(
+        "--topology", metavar="NAME", default="cpu:1",
+        help="v5e:4x4, v5e-16, v4-8, gpu:h200x8, cpu:8; several: NAME,NAME",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_slices", type=_positive, default=1, metavar="N", help="slices of each topology"
+    )
+    parser.add_argument(
+        "--rows", type=_positive, default=None, metavar="N", help="rows of a batch, if you know"
+    )
+    parser.add_argument(
+        "--sizes", action="store_true",
+        help="every T5 1.1 size on the smallest slice that fits; on each of several topologies",
+    )  # fmt: skip
+    parser.add_argument("--dtypes", default="bfloat16,float32", metavar="DTYPES", help="of --sizes")
+    parser.add_argument(
+        "--estimate", action="store_true", help="compile nothing: formulas, or what --cache holds"
+    )
+    parser.add_argument("--cache", metavar="DIR", help="keep what was compiled; go on from there")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table as a page")
+    parser.add_argument("--json", metavar="FILE", help="also write the plans as JSON")
+
+
 def _positive(text: str) -> int:
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
@@ -254,6 +279,11 @@ VERBS = {
         "what a run costs here: steps, mixed prompts, start, memory, checkpoints",
         _flags_bench,
         "prompt_jax.bench:bench_command",
+    ),
+    "plan": Verb(
+        "what a run costs on a machine that is not here",
+        _flags_plan,
+        "prompt_jax.plan.command:plan_command",
     ),
     "tasks": Verb(
         "list tasks, or show one",

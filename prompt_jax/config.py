@@ -114,6 +114,7 @@ def resolve(
     bindings: Sequence[str] = (),
     search_paths: Sequence[str] = (),
     *,
+    unset: Mapping[str, Any] | None = None,
     registry: Mapping[str, str] = REGISTRY,
     root: str = "Run",
 ) -> Resolved:
@@ -124,6 +125,7 @@ def resolve(
             their order does not matter.
         bindings: "NAME=VALUE" or "Class.field=VALUE", the text behind `--gin.`.
         search_paths: further folders, searched first.
+        unset: macro -> what a verb takes where neither a file nor a flag sets it.
         registry: configurable name -> "module:Class" of a frozen, typed dataclass.
         root: the configurable to construct.
 
@@ -136,6 +138,9 @@ def resolve(
     errors: list[str] = []
     found, includes, readable = _read_all(gin_files, bindings, search_paths, errors)
     winners = _merge(found, includes, errors)
+    for name, value in (unset or {}).items():
+        if name not in winners or winners[name].value == REQUIRED:
+            winners[name] = Binding(name, value, "default", "default")
     classes = Classes(registry)
     known = _check_names(found, classes, readable, errors)
     if not readable:

@@ -355,13 +355,12 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings):
     frozen, trainable = run.method.trainable.split({**opened.params, **prompt})
     if not trainable and run.train_steps:
         raise UserError("Trainable.rules leave nothing to train; TRAIN_STEPS=0 evaluates")
-    places = {path: shardings.leaf(path, leaf.shape, False) for path, leaf in trainable.items()}
+    places = {path: shardings.trainable(path, leaf.shape) for path, leaf in trainable.items()}
     copy = lambda tree: {k: jnp.array(leaf, jnp.float32) for k, leaf in tree.items()}  # noqa: E731
     trainable = jax.jit(copy, out_shardings=places)(trainable)
     optimizer = run.method.trainable.build(trainable)
     state = jax.jit(init_state, static_argnums=(1, 2))(trainable, optimizer, run.random_seed)
-    place = shardings.like(trainable)
-    state = jax.tree.map(lambda leaf: jax.device_put(leaf, place(leaf)), state)
+    state = jax.device_put(state, shardings.state(state, trainable))
     start = {path: np.asarray(leaf) for path, leaf in prompt.items()}
     return optimizer, state, frozen, start
 

@@ -134,10 +134,11 @@ def test_shapes_fit(model):
             "encoder_input_tokens",
             "encoder_segment_ids",
             "decoder_input_tokens",
+            "decoder_target_tokens",
             "decoder_segment_ids",
         ),
         integers,
     )
     out = jax.eval_shape(assembled.outputs, {**frozen, **trainable}, batch)["main"]
-    assert out["logits"].shape == (2, 8, config.vocab_size)
+    assert out["log_z"].shape == out["target_logit"].shape == (2, 8)
     assert out["encoded"].shape == (2, 8, config.emb_dim)

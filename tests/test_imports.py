@@ -19,7 +19,7 @@ ALLOWED = {
     "__init__": {"predict"},
     "__main__": {
         *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
-        *("inspect_prompt", "bench"),
+        *("inspect_prompt", "bench", "plan"),
     },
     "bench": {"ckpt", "ledger", "workbench"},
     "workbench": {
@@ -27,6 +27,7 @@ ALLOWED = {
         *("ledger", "parallel", "requests", "step", "train"),
     },
     "flops": {"models"},
+    "plan": {"assemble", "config", "data", "models", "parallel", "parts", "step"},
     "convert": {"ckpt", "data", "models"},
     "inspect_prompt": {"ckpt", "data", "report", "similarity"},
     "similarity": set(),
@@ -73,6 +74,7 @@ ONLY_IN = {
     "tensorflow": {"data/preprocess.py"},
     "tensorflow_datasets": {"data/preprocess.py"},
     "tensorflow_text": {"data/preprocess.py", "tasks/"},
+    "libtpu": {"plan/topology.py"},
     "torch": set(),
     "transformers": set(),
     "peft": set(),

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
 
 from prompt_jax.errors import UserError
 from prompt_jax.parallel.rules import partition_spec
@@ -126,6 +127,10 @@ class Shardings:
         """A frozen parameter at rest."""
         return self.leaf(path, shape, self.over_data)
 
+    def trainable(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """A parameter that moves: split over `model`, the same along `data`."""
+        return self.leaf(path, shape, False)
+
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Host rows -> device arrays, each process giving those of its `own_blocks`."""
         place = {block: at for at, block in enumerate(self.own_blocks)}
@@ -158,14 +163,28 @@ class Shardings:
             for name, array in batch.items()
         }
 
-    def like(self, tree: dict[str, jax.Array]):
-        """A function that gives each leaf of a train state its place.
+    def state(self, state, trainable: dict):
+        """The place of each leaf of a train state.
 
-        Leaves with the shape of a leaf of `tree` (moments of an optimizer) lie as that leaf does;
-        all others are replicated.
+        Leaves under the path and with the shape of a leaf of `trainable` (moments of an optimizer)
+        lie as that leaf does; all others are replicated.
+
+        Args:
+            state: arrays or shapes.
+            trainable: path -> array or shape.
+
+        Returns:
+            The structure of `state` with shardings for leaves.
         """
-        by_shape = {leaf.shape: leaf.sharding for leaf in tree.values()}
-        return lambda leaf: by_shape.get(leaf.shape, self.replicated)
+
+        def place(keys, leaf):
+            path = next((k.key for k in reversed(keys) if isinstance(k, DictKey)), None)
+            like = trainable.get(path)
+            if like is None or like.shape != leaf.shape:
+                return self.replicated
+            return self.trainable(path, leaf.shape)
+
+        return jax.tree_util.tree_map_with_path(place, state)
 
     @property
     def fetch_layer(self):

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_jax.models.t5 import layers
-from prompt_jax.models.t5.attention import attend
+from prompt_jax.models.t5.attention import attend, folds
 from prompt_jax.models.t5.network import T5, Context, identity_tap
 from prompt_jax.testing.tiny import tiny_batch, tiny_config, tiny_params
 
@@ -111,9 +110,8 @@ def test_cross_attention_without_keys_and_values_is_the_same():
 
 
 def test_keys_and_values_are_made_for_long_targets():
-    block = layers.Attention(tiny_config())  # D = 16
-    assert block.folds(8, 228) and block.folds(14, 228) and not block.folds(15, 228)
-    assert not block.folds(16, 16)
+    assert folds(8, 228, 16) and folds(14, 228, 16) and not folds(15, 228, 16)
+    assert not folds(16, 16, 16)
 
 
 def test_sites_come_in_order():

@@ -128,6 +128,17 @@ def _plain(
     return (out / total).astype(value.dtype).transpose(0, 2, 1, 3)
 
 
+def folds(queries: int, keys: int, width: int) -> bool:
+    """Whether `layers.Attention.folded` takes fewer operations than all keys and values.
+
+    Args:
+        queries: positions that ask.
+        keys: positions that are attended to.
+        width: D.
+    """
+    return queries * (width + keys) < keys * width
+
+
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def mix_states(
     query: Float[Array, "B N Q H"],

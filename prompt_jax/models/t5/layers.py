@@ -145,11 +145,6 @@ class Attention(nn.Module):
         out = attention.attend(query, key, value, bias, keep, self.config.attention)
         return self.out(out.reshape(*x.shape[:2], -1))
 
-    def folds(self, queries: int, keys: int) -> bool:
-        """Whether `folded` takes fewer operations than to project every key and value."""
-        width = self.config.head_dim
-        return queries * (width + keys) < keys * width
-
     def folded(
         self,
         x: Float[Array, "B Q H"],

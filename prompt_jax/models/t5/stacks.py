@@ -141,7 +141,7 @@ class Layer(nn.Module):
         block = self.encoder_decoder_attention
         normed = self.pre_cross_attention_layer_norm(x)
         if cross.keys_values is None and not uses(tap, "attn_kv"):
-            if block.folds(normed.shape[1], cross.encoded.shape[1]):
+            if attention.folds(x.shape[1], cross.encoded.shape[1], self.config.head_dim):
                 out = block.folded(normed, cross.encoded, cross.bias, deterministic)
                 return self._add(x, out, tap, context, deterministic)
         keys_values = cross.keys_values or block.keys_values(cross.encoded)
