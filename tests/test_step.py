@@ -79,6 +79,23 @@ def test_microbatches_with_unequal_targets_equal_one_batch(method):
     assert relative(*flat) < 1e-5
 
 
+def test_eight_microbatches_need_no_more_memory_than_one():
+    """Nor does a backbone appear among the temporaries: gradients are of the prompt alone."""
+    wide = dataclasses.replace(CONFIG, emb_dim=128, mlp_dim=512, num_heads=4, head_dim=32)
+    model, frozen, trainable = start(PROMPT, wide)
+    batch = lay_out(examples(16, CONFIG.vocab_size, seed=2), P, False)
+
+    def temporaries(count):
+        step = jax.jit(lambda t, f, b: loss_and_grads(model, t, f, b, None, count))
+        compiled = step.lower(trainable, frozen, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one, eight = temporaries(1), temporaries(8)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in frozen.values())
+    assert eight < one, (eight, one)
+    assert eight < weights, (eight, weights)
+
+
 def test_gradient_and_optimizer_state_have_the_trainable_leaves_only():
     model, frozen, trainable = start(PROMPT)
     optimizer = PROMPT.trainable.build(trainable)

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
@@ -97,15 +98,25 @@ def theirs_command(args, folder: str) -> tuple[list[str], dict[str, str]]:
 # --- cases ---
 
 
+def unpadded(args, batch: int, name: str) -> dict:
+    """The case of examples that are all as long."""
+    shape = {"batch": batch, "inputs": args.inputs, "targets": args.targets}
+    return {
+        "name": name,
+        "kind": "unpadded",
+        **shape,
+        "prompt": args.prompt_length,
+        "steps": args.steps,
+    }
+
+
 def cases(args) -> list[dict]:
     """The cases of training steps; `steps` is how many of its batches a block holds."""
     found = []
     if "unpadded" in args.only:
-        unpadded = {"kind": "unpadded", "inputs": args.inputs, "targets": args.targets}
-        unpadded |= {"prompt": args.prompt_length, "steps": args.steps}
         for batch in args.batch:
             name = "unpadded" if len(args.batch) == 1 else f"unpadded-{batch}"
-            found.append({"name": name, "batch": batch, **unpadded})
+            found.append(unpadded(args, batch, name))
     if "sst2" in args.only:
         sst2 = {"kind": "sst2", "batch": args.examples, "row": args.row, "steps": args.batches}
         for prompt in (20, 100):
@@ -237,8 +248,8 @@ def start_case(args, model: str, folder: str) -> dict:
 # --- a record ---
 
 
-def compare(args, model: str) -> dict:
-    """All cases of one model, as a part of the record."""
+def compare(args, model: str) -> Iterator[dict]:
+    """All cases of one model, as a part of the record, which grows case by case."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         command, env = ours_command(args, model, folder)
@@ -251,13 +262,17 @@ def compare(args, model: str) -> dict:
         found = {"about": {"ours": ours.about, "peft": peft.about}, "steps": {}}
         for case in cases(args):
             found["steps"][case["name"]] = train_case(args, case, ours, peft)
+            yield found
         if "mixed" in args.only:
             found["mixed"] = mixed_case(args, ours, peft)
+            yield found
         if "start" in args.only:
+            case = unpadded(args, args.batch[0], "unpadded")
+            ours.ask("open", case=case)  # writes the batch that PEFT's process reads
             ours.close()  # nothing else runs on the cores
             peft.close()
             found["start"] = start_case(args, model, folder)
-    return found
+    yield found
 
 
 KINDS = ("unpadded", "sst2", "mixed", "checkpoint", "start")
@@ -309,7 +324,7 @@ def flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=256, help="requests, mixed")
     parser.add_argument("--starts", type=int, default=3, help="processes started, each kind")
     parser.add_argument("--memory", type=float, default=0.45, help="of a GPU's, each side")
-    parser.add_argument("--json", help="also write the record here, after every model")
+    parser.add_argument("--json", help="also write the record here, after every case")
     asked, _ = parser.parse_known_args(argv)
     parser.set_defaults(**((GPU if asked.gpu else {}) | (TINY if asked.tiny else {})))
     args = parser.parse_args(argv)
@@ -333,12 +348,13 @@ def main() -> None:
     record = {"command": command, "flags": shown, **bench.about(), "machine": machine()}
     record["models"] = {}
     for model in args.model:
-        record["models"][model] = compare(args, model)
-        record["load_average_after"] = os.getloadavg()
-        record["bars"] = bars(record)
-        if args.json:
-            pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            pathlib.Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+        for found in compare(args, model):  # after every case: what is measured stays
+            record["models"][model] = found
+            record["load_average_after"] = os.getloadavg()
+            record["bars"] = bars(record)
+            if args.json:
+                pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+                pathlib.Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
     print(show(record))
 
 

@@ -1,1 +1,1 @@
-"""`prompt-jax plan`: what a run will cost on a machine that is not here (DESIGN section 3, 13)."""
+"""`prompt-jax plan`: what a run will cost on a machine that is not here."""

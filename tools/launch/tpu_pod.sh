@@ -8,7 +8,7 @@
 # DIR: where the project is installed on each host, with its venv in DIR/.venv (or PATH has it).
 # RESTARTS: how often a run that did not finish is started again (the same command goes on).
 # To stop it, one SIGTERM to one host is enough; all save after the same step:
-#   gcloud compute tpus tpu-vm ssh $TPU --zone=$ZONE --worker=0 --command='pkill -TERM prompt-jax'
+#   gcloud compute tpus tpu-vm ssh $TPU --zone=$ZONE --worker=0 --command='pkill -TERM -f bin/prompt-jax'
 set -euo pipefail
 : "${TPU:?the name of the TPU}" "${ZONE:?its zone}"
 
