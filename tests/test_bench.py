@@ -36,6 +36,7 @@ def micro():
 # --- the verb ---
 
 
+@pytest.mark.slow
 def test_the_verb_writes_a_record(tmp_path, capsys):
     file = tmp_path / "bench.json"
     sizes = ["--batch=2", "--inputs=9", "--prompt_length=3", "--targets=2", "--steps=2"]
@@ -174,7 +175,7 @@ def test_a_start_that_fails_says_why(tmp_path):
 @pytest.mark.slow
 def test_a_warm_start_is_faster(tmp_path):
     """The second process finds compiled programs and tokens."""
-    shape = workbench.start_bindings(workbench.Shape(4, 40, 5, 4))
+    shape = [*workbench.start_bindings(workbench.Shape(4, 40, 5, 4)), ONE]
     cold, warm = (
         workbench.first_step_seconds("micro_xs", shape, 4096, str(tmp_path)) for _ in range(2)
     )

@@ -35,7 +35,7 @@ def test_the_numbers_are_those_of_loops():
                 np.testing.assert_allclose(found[name][b, u], value, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", [1, 2.5, 4, 11])
+@pytest.mark.parametrize("positions", [1, 4])
 def test_parts_give_the_values_and_gradients_of_one_piece(positions):
     def loss(states, head, limit_mb):
         found = numbers(states, head, limit_mb)

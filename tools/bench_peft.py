@@ -34,7 +34,7 @@ from prompt_jax import bench, environment, workbench  # noqa: E402
 TOLERANCE = {"float32": (1e-3, 1e-3), "bfloat16": (2e-2, 1e-1)}
 SAME = ("parameters", "trainable")
 ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of several the same one, unless the caller says which
-PAUSE = 0.3  # OpenMP's threads spin for a while after their last product
+PAUSE = 1.0  # seconds: threads of OpenMP and MKL spin for a while after their last product
 
 
 # --- the two processes ---

@@ -82,8 +82,7 @@ def test_cudnn_where_there_is_none_is_one_line():
         attention.attend(query, key, value, bias, None, "cudnn")
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize(("queries", "dropout"), [(1, 0.0), (4, 0.3)])
 def test_folded_attention_is_attention(queries, dropout):
     config = tiny_config(dropout_rate=dropout)
     block = layers.Attention(config)
