@@ -33,20 +33,22 @@ P = 3
 METHOD = Method("prompt_tuning", bank=PromptBank(P, UniformInit()), inject=EncoderSlots())
 
 
-def test_levels_are_those_of_loops():
-    kernel = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+@pytest.mark.parametrize(("inputs", "groups"), [(5, 1), (64, 1), (192, 3)])
+def test_levels_are_those_of_loops(inputs, groups):
+    kernel = np.random.default_rng(0).normal(size=(2, inputs, 3)).astype(np.float32)
     kernel[1, :, 2] = 0
     levels, scale = storage.quantise(jnp.asarray(kernel))
-    assert levels.dtype == jnp.int8 and scale.shape == (2, 1, 3)
+    assert levels.dtype == jnp.int8 and scale.shape == (2, groups, 3)
+    size = inputs // groups
     for layer in range(2):
+        back = storage.dequantise(levels[layer], scale[layer], "float32")
         for o in range(3):
-            largest = max(abs(kernel[layer, i, o]) for i in range(5))
-            np.testing.assert_allclose(scale[layer, 0, o], largest / 127, rtol=1e-6)
-            for i in range(5):
-                expected = round(127 * float(kernel[layer, i, o]) / largest) if largest else 0
-                assert abs(int(levels[layer, i, o]) - expected) <= (largest > 0) * 1e-9 + 0
-    back = levels.astype(np.float32) * scale
-    assert np.abs(back - kernel).max() <= np.abs(kernel).max() / 127 / 2 * 1.001
+            for i in range(inputs):
+                group = kernel[layer, i // size * size :, o][:size]
+                step = max(abs(group)) / 127
+                expected = round(float(kernel[layer, i, o]) / step) if step else 0
+                assert levels[layer, i, o] == expected
+                np.testing.assert_allclose(back[i, o], expected * step, rtol=1e-5)
 
 
 def test_only_kernels_of_layers_are_int8():

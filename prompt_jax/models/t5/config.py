@@ -34,7 +34,7 @@ class T5Config:
         norm_epsilon: added to the mean square in RMS norm.
         dropout_rate: one mask along the length, as in T5X.
         param_dtype: storage dtype of the weights: "float32", "bfloat16", or "int8" (frozen kernels
-            of the layers with a scale per output channel; all else bfloat16).
+            of the layers with scales per output channel; all else bfloat16).
         dtype: compute dtype; norms, softmax and logits stay float32.
         attention: "xla", "cudnn" (flash attention on GPUs, half precision), "auto" picks.
         remat: "none", "full" (recompute each layer) or "minimal" (keep matrix products).

@@ -1,13 +1,15 @@
-"""How weights lie in memory: as float32, bfloat16, or int8 with a scale per output channel.
+"""How weights lie in memory: as float32, bfloat16, or int8 with scales per output channel.
 
-int8 is for frozen kernels of the layers, w_io = s_o q_io with s_o = max_i |w_io| / 127; embedding,
-head, norms and position biases are bfloat16 then. A layer is dequantised just before its use.
+int8 is for frozen kernels of the layers: w_io = s_go q_io, s_go = max |w_io| / 127 over 64 inputs,
+group g; embedding, head, norms and position biases are bfloat16 then. A layer is dequantised
+just before its use.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 SCALE = "_scale"  # "kernel" -> "kernel_scale"
+GROUP = 64  # inputs that share a scale, of each output channel
 
 
 def stored_dtype(path: tuple[str, ...], param_dtype: str) -> str:
@@ -24,16 +26,28 @@ def stored_dtype(path: tuple[str, ...], param_dtype: str) -> str:
 
 def quantise(
     kernel: Float[Array, "*layers I O"],
-) -> tuple[Int8[Array, "*layers I O"], Float[Array, "*layers 1 O"]]:
-    """(q, s): the nearest of 255 levels per output channel.
+) -> tuple[Int8[Array, "*layers I O"], Float[Array, "*layers G O"]]:
+    """(q, s): the nearest of 255 levels, per output channel and group of inputs.
 
     Args:
         kernel: weights of one layer, or of all.
     """
-    wide = kernel.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-2, keepdims=True) / 127.0
-    levels = jnp.round(wide / jnp.where(scale == 0, 1.0, scale))
-    return levels.astype(jnp.int8), scale
+    *layers, inputs, outputs = kernel.shape
+    groups = max(1, inputs // GROUP) if inputs % GROUP == 0 else 1
+    wide = kernel.astype(jnp.float32).reshape(*layers, groups, -1, outputs)
+    scale = jnp.max(jnp.abs(wide), axis=-2) / 127.0
+    levels = jnp.round(wide / jnp.where(scale == 0, 1.0, scale)[..., None, :])
+    return levels.astype(jnp.int8).reshape(kernel.shape), scale
+
+
+def dequantise(
+    levels: Int8[Array, "I O"], scale: Float[Array, "G O"], dtype: str
+) -> Float[Array, "I O"]:
+    """The kernel of one layer, in `dtype`."""
+    groups, outputs = scale.shape
+    # The first axis of 1 tells these arrays from activations: see `saveable`.
+    wide = levels.reshape(1, groups, -1, outputs).astype(dtype)
+    return (wide * scale[None, :, None].astype(dtype)).reshape(levels.shape)
 
 
 def store(name: str, leaf: Array, dtype: str) -> dict[str, Array]:
@@ -69,7 +83,7 @@ def fetch(layer: dict, dtype: str) -> dict:
         if isinstance(leaf, dict):
             found[name] = fetch(leaf, dtype)
         elif name + SCALE in layer:
-            found[name] = leaf.astype(dtype) * layer[name + SCALE].astype(dtype)
+            found[name] = dequantise(leaf, layer[name + SCALE], dtype)
         elif not name.endswith(SCALE):
             found[name] = leaf.astype(dtype) if name == "kernel" else leaf
     return found
@@ -83,12 +97,13 @@ def changes(param_dtype: str, dtype: str) -> bool:
 def saveable(primitive, *inputs, **_) -> bool:
     """A rematerialisation policy: keep what depends on the batch, never weights alone.
 
-    A layer's kernels are matrices, all activations have more axes. Without it the backward pass
-    would keep every layer's dequantised (cast, gathered) kernels, a backbone of floats.
+    Activations have three axes or more and begin with the rows of the batch; what a kernel is made
+    of has two, or begins with an axis of 1. Without it the backward pass would keep every layer's
+    dequantised (cast, gathered) kernels, a backbone of floats.
 
     Args:
         primitive: what computes.
         inputs: shapes and dtypes that go in.
     """
     del primitive
-    return any(getattr(aval, "ndim", 0) > 2 for aval in inputs)
+    return any(getattr(aval, "ndim", 0) > 2 and aval.shape[0] > 1 for aval in inputs)
