@@ -88,11 +88,10 @@ class Model:
             "decoder_input_tokens": token,
             "decoder_segment_ids": token,
         }
-        config = self.network.config
         params = self.network.init(key, batch)["params"]
         stored = {}
         for path, leaf in traverse_util.flatten_dict(params).items():
-            dtype = storage.stored_dtype(path, config.param_dtype)
+            dtype = storage.stored_dtype(path, self.network.config)
             for name, array in storage.store(path[-1], leaf, dtype).items():
                 stored["/".join(("backbone", *path[:-1], name))] = array
         return stored

@@ -9,7 +9,7 @@ import sys
 # TensorFlow's start-up lines say nothing about a run.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "GRPC_VERBOSITY": "ERROR"}
 # A step's temporaries, hundreds of megabytes, are mapped anew for each step; glibc asks for huge
-# pages only if it is told to before the process starts. (13 % of a step of T5 Small on two cores.)
+# pages only if it is told to before the process starts. (8 to 13 % of a step of T5 Small.)
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 

@@ -81,7 +81,7 @@ def load_backbone(
     sharding = sharding or (lambda *_: SingleDeviceSharding(jax.devices()[0]))
     flat, digests = {}, {}
     for leaf in tree.leaves(config):
-        for name, array in _leaf(source, leaf, config.param_dtype, sharding, digests).items():
+        for name, array in _leaf(source, leaf, config, sharding, digests).items():
             flat[(*leaf.path[:-1], name)] = array
     return Loaded(traverse_util.unflatten_dict(flat), fingerprint.combine(digests))
 
@@ -148,10 +148,10 @@ def read_fingerprint(source: Source) -> str:
 
 
 def _leaf(
-    source: Source, leaf: tree.Leaf, dtype: str, sharding: Place, digests: dict
+    source: Source, leaf: tree.Leaf, config: T5Config, sharding: Place, digests: dict
 ) -> dict[str, Array]:
     """One leaf as it is stored, in its shards; the digests of its tensors are added."""
-    dtype, last = storage.stored_dtype(leaf.path, dtype), leaf.path[-1]
+    dtype, last = storage.stored_dtype(leaf.path, config), leaf.path[-1]
     whole = jax.ShapeDtypeStruct(leaf.full_shape, jnp.float32)
     stored = jax.eval_shape(lambda leaf: storage.store(last, leaf, dtype), whole)
     places = {n: sharding((*leaf.path[:-1], n), s.shape) for n, s in stored.items()}

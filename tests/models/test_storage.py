@@ -52,15 +52,15 @@ def test_levels_are_those_of_loops(inputs, groups):
 
 
 def test_only_kernels_of_layers_are_int8():
-    layer = ("encoder", "layers", "mlp", "wo")
-    assert storage.stored_dtype((*layer, "kernel"), "int8") == "int8"
-    assert storage.stored_dtype((*layer, "kernel"), "bfloat16") == "bfloat16"
+    layer, int8 = ("encoder", "layers", "mlp", "wo"), tiny_config(param_dtype="int8")
+    assert storage.stored_dtype((*layer, "kernel"), int8) == "int8"
+    assert storage.stored_dtype((*layer, "kernel"), tiny_config()) == "float32"
     for path in (
         ("token_embedder", "embedding"),
         ("decoder", "logits_dense", "kernel"),
         ("encoder", "layers", "pre_mlp_layer_norm", "scale"),
     ):
-        assert storage.stored_dtype(path, "int8") == "bfloat16"
+        assert storage.stored_dtype(path, int8) == "bfloat16"
 
 
 def test_logits_of_stored_weights_are_close_to_those_of_floats():
@@ -74,7 +74,7 @@ def test_logits_of_stored_weights_are_close_to_those_of_floats():
         shapes = jax.eval_shape(model.init_backbone, jax.random.key(0))
         flat = {}
         for path, leaf in _flat(params).items():
-            low = storage.store(path[-1], leaf, storage.stored_dtype(path, dtype))
+            low = storage.store(path[-1], leaf, storage.stored_dtype(path, other))
             flat |= {"/".join(("backbone", *path[:-1], name)): x for name, x in low.items()}
         assert {k: (v.shape, v.dtype) for k, v in flat.items()} == {
             k: (v.shape, v.dtype) for k, v in shapes.items()

@@ -1,5 +1,6 @@
 """One device and eight give the same numbers; the compiled program gathers weights, not batches."""
 
+import dataclasses
 import re
 
 import jax
@@ -32,12 +33,12 @@ METHOD = Method("prompt_tuning", bank=PromptBank(P, UniformInit()), inject=Encod
 BATCH = lay_out(examples(ROWS, CONFIG.vocab_size, seed=5), P, False, capacity=(40, 12))
 
 
-def compiled(parallel):
+def compiled(parallel, config=CONFIG):
     """(compiled gradient step, its arguments) on a mesh."""
     shardings = Shardings(parallel.mesh(), parallel.shard_frozen_over_data)
-    model = assemble(CONFIG, METHOD, shardings.fetch_layer)
+    model = assemble(config, METHOD, shardings.fetch_layer)
     backbone = model.init_backbone(jax.random.key(0))
-    vocabulary = Vocabulary(CONFIG.emb_dim, lambda ids: None, lambda text: [], 60)
+    vocabulary = Vocabulary(config.emb_dim, lambda ids: None, lambda text: [], 60)
     prompt = model.init_prompt(jax.random.key(1), vocabulary)
     frozen = {k: jax.device_put(v, shardings.frozen(k, v.shape)) for k, v in backbone.items()}
     prompt = {k: jax.device_put(v, shardings.replicated) for k, v in prompt.items()}
@@ -105,6 +106,28 @@ def test_weights_split_over_data_are_gathered_and_activations_are_not():
     t = BATCH["encoder_input_tokens"].shape[1]
     for kind, found in collectives(step).items():
         assert all(t not in shape for shape in found), (kind, found)
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        Parallel(data=2, model=4, shard_frozen_over_data=True),
+        Parallel(data=8, model=1, shard_frozen_over_data=True),
+    ],
+    ids=["2x4-over-data", "8x1-over-data"],
+)
+def test_int8_weights_are_gathered_as_int8(parallel):
+    """Two groups of 64 inputs a kernel; the numbers are those of one device."""
+    config = dataclasses.replace(CONFIG, emb_dim=128, mlp_dim=128, param_dtype="int8")
+    alone, args = compiled(Parallel(data=1, model=1), config)
+    loss, grads = alone(*args)
+    step, args = compiled(parallel, config)
+    found, theirs = step(*args)
+    np.testing.assert_allclose(float(found), float(loss), rtol=1e-5)
+    grad, expected = (np.asarray(tree["prompt/encoder"]) for tree in (theirs, grads))
+    assert np.linalg.norm(grad - expected) < 1e-5 * np.linalg.norm(expected)
+    gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather", step.as_text())
+    assert {dtype for dtype, dims in gathered if dims.startswith("1,")} == {"s8"}  # of a layer
 
 
 def groups(line):

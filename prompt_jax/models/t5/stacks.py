@@ -368,8 +368,8 @@ def _policy(stack):
     if config.remat != "none":
         return _POLICIES[config.remat]
     gathers = stack.fetch_layer is not identity_fetch
-    fetches = gathers or storage.changes(config.param_dtype, config.dtype)
-    return storage.saveable if fetches else _KEEP_ALL
+    makes_anew = gathers or config.param_dtype != config.dtype
+    return storage.saveable if makes_anew else _KEEP_ALL
 
 
 def _fetch(fetch_layer, config):

@@ -8,20 +8,21 @@ just before its use.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from prompt_jax.models.t5.config import T5Config
+
 SCALE = "_scale"  # "kernel" -> "kernel_scale"
 GROUP = 64  # inputs that share a scale, of each output channel
 
 
-def stored_dtype(path: tuple[str, ...], param_dtype: str) -> str:
+def stored_dtype(path: tuple[str, ...], config: T5Config) -> str:
     """The dtype in which a leaf is stored.
 
     Args:
         path: in the tree, e.g. `("encoder", "layers", "mlp", "wo", "kernel")`.
-        param_dtype: `T5Config.param_dtype`.
+        config: `param_dtype` decides.
     """
-    if param_dtype != "int8":
-        return param_dtype
-    return "int8" if path[-1] == "kernel" and "layers" in path else "bfloat16"
+    quantised = config.param_dtype == "int8" and path[-1] == "kernel" and "layers" in path
+    return "int8" if quantised else config.float_dtype
 
 
 def quantise(
@@ -87,11 +88,6 @@ def fetch(layer: dict, dtype: str) -> dict:
         elif not name.endswith(SCALE):
             found[name] = leaf.astype(dtype) if name == "kernel" else leaf
     return found
-
-
-def changes(param_dtype: str, dtype: str) -> bool:
-    """Whether `fetch` makes new arrays out of what is stored."""
-    return param_dtype != dtype
 
 
 def saveable(primitive, *inputs, **_) -> bool:
