@@ -35,7 +35,7 @@ class LossGap:
         data = dataclasses.replace(run.data, split=split, packing=False)
         blocks = context.shardings.own_blocks, context.shardings.row_shards
         loader = context.once(
-            ("gap", split), lambda: open_loader(data, context.opened.vocabulary, 0, blocks)
+            ("gap", repr(data)), lambda: open_loader(data, context.opened.vocabulary, 0, blocks)
         )
         whole = context.shardings.replicated
         make = lambda: jax.jit(self._sums(context.model), out_shardings=whole)  # noqa: E731

@@ -24,7 +24,7 @@ ALLOWED = {
     "bench": {"ckpt", "ledger", "workbench"},
     "workbench": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate", "flops"),
-        *("ledger", "parallel", "requests", "step", "train"),
+        *("fleet", "ledger", "member", "parallel", "requests", "step", "train"),
     },
     "flops": {"models"},
     "plan": {"assemble", "config", "data", "models", "parallel", "parts", "step"},
@@ -36,9 +36,13 @@ ALLOWED = {
     "resolver": {"conform"},
     "conform": set(),
     "train": {
-        *("assemble", "backbone", "step", "losses", "data", "ckpt"),
+        *("assemble", "backbone", "step", "losses", "data", "ckpt", "checks", "fleet", "member"),
         *("parallel", "evaluate", "probes", "ledger", "progress", "report"),
     },
+    "checks": {"alike", "backbone", "ckpt", "data", "ledger", "parallel", "progress"},
+    "member": {"assemble", "backbone", "ckpt", "evaluate", "fleet", "ledger", "progress"},
+    "fleet": {"assemble", "data", "parallel", "step"},
+    "alike": set(),
     "predict": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate"),
         *("ledger", "parallel", "requests"),
@@ -61,7 +65,7 @@ ALLOWED = {
     "ledger": {"ckpt"},
     "progress": {"ledger"},
     "report": set(),
-    "testing": {"assemble", "data", "losses", "models", "parts", "step"},
+    "testing": {"assemble", "config", "data", "losses", "models", "parts", "step"},
     "tasks": {"data"},
     "environment": set(),
     "errors": set(),
