@@ -148,9 +148,7 @@ def words(found: dict[str, Forecast], left: Iterable[str], largest_fleet: Iterab
             f"no run like {len(nominal)} of those left has ended here: their time is FLOPs at a "
             f"nominal {nominal_rate():.2g} FLOP/s; without evaluations and compilation"
         )
-    kept = sum(f.kept for f in found.values())
-    fleet = sum(found[name].checkpoints for name in largest_fleet)
-    lines.append(
-        f"disk: {kept / 2**20:,.1f} MiB kept, {fleet / 2**20:,.1f} MiB while a fleet trains"
-    )
+    kept = sum(f.kept for f in found.values()) / 2**20
+    fleet = sum(found[name].checkpoints for name in largest_fleet) / 2**20
+    lines.append(f"disk: {kept:,.3g} MiB kept, {fleet:,.3g} MiB more while a fleet trains")
     return "\n".join(lines)

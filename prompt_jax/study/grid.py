@@ -299,7 +299,8 @@ class After:
         if self.name in run.labels:
             return run.labels[self.name]
         left = [value for axis, value in run.labels.items() if axis not in self.same]
-        return "/".join(map(str, left or run.labels.values()))
+        left = left or list(run.labels.values())
+        return left[0] if len(left) == 1 else "/".join(map(str, left))
 
 
 def _label(point: Point, axis: str, where: str) -> Any:

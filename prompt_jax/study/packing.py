@@ -183,7 +183,6 @@ def pack(
     fleets: Fleets,
     machine: Machine,
     first: int = 0,
-    measure: Callable[[Any], Bytes] = bytes_of,
 ) -> list[Fleet]:
     """Puts runs into fleets: those with one program, and of one level of needs, together.
 
@@ -193,7 +192,6 @@ def pack(
         fleets: how.
         machine: where.
         first: number of the first new fleet in the plan.
-        measure: as `bytes_of`.
     """
     level, groups = levels(members), {}
     for name in wanted:
@@ -207,7 +205,7 @@ def pack(
         if not size:
             shapes = repr(common((run.backbone.config, run.method, run.data, run.parallel)))
             if shapes not in sizes:
-                sizes[shapes] = measure(run).runs(how, machine.free)
+                sizes[shapes] = bytes_of(run).runs(how, machine.free)
             # No worker stays idle for the sake of a larger fleet.
             size = min(sizes[shapes], -(-len(names) // machine.workers))
         count = -(-len(names) // min(size, fleets.limit))
@@ -253,7 +251,6 @@ def ensure_plan(
     finished: Any,
     machine: Callable[[], Machine],
     retry: bool = False,
-    measure: Callable[[Any], Bytes] = bytes_of,
 ) -> list[str]:
     """Plans a fleet for every run that has none: the first launcher that comes does.
 
@@ -266,7 +263,6 @@ def ensure_plan(
         finished: `finished.Finished`.
         machine: where fleets are trained; asked only if there is something to plan.
         retry: failed runs get fleets of their own, and their records are set aside.
-        measure: as `bytes_of`.
 
     Returns:
         The runs that are to be run again.
@@ -278,11 +274,11 @@ def ensure_plan(
         # Perhaps another launcher has been here.
         plan, status = read_plan(out), finished.status()
         again = [n for n in runs.members if retry and status.get(n) == FAILED]
-        missing = unplanned(runs, plan, status) | set(again)
+        missing = unplanned(runs, plan, status, again)
         if missing:
             wanted = [name for name in runs.members if name in missing]
             fleets = runs.study.fleets
-            plan += pack(runs.members, wanted, fleets, machine(), len(plan), measure)
+            plan += pack(runs.members, wanted, fleets, machine(), len(plan))
             entries = {"study": runs.study.name, "fleets": [dataclasses.asdict(f) for f in plan]}
             _write(pathlib.Path(out) / f"{PLAN}.json", json.dumps(entries, indent=1))
         for name in again:
@@ -290,26 +286,26 @@ def ensure_plan(
         return again
 
 
-def unplanned(runs: Any, plan: list[Fleet], done: dict[str, str]) -> set[str]:
+def unplanned(
+    runs: Any, plan: list[Fleet], done: dict[str, str], again: Sequence[str] = ()
+) -> set[str]:
     """Runs without a record that no fleet will train.
 
     Args:
         runs: `study.Runs`.
         plan: the fleets.
         done: runs that have a record.
+        again: runs that leave their fleets.
     """
     owner = owners(plan)
     found = {name for name in runs.members if name not in owner and name not in done}
     for fleet in plan:
-        own = own_members(fleet, plan, runs.members)
+        own = [name for name in own_members(fleet, plan, runs.members) if name not in again]
         left = {name for name in own if name not in done}
-        if (
-            left
-            and own != fleet.members
-            and claims.holder(f"{runs.folder}/claims", fleet.id) is None
-        ):
+        torn = left and len(own) < len(fleet.members)
+        if torn and claims.holder(f"{runs.folder}/claims", fleet.id) is None:
             found |= left
-    return found
+    return found | set(again)
 
 
 def _write(file: pathlib.Path, text: str) -> None:
