@@ -196,6 +196,25 @@ def _flags_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the plans as JSON")
 
 
+def _flags_study(parser: argparse.ArgumentParser) -> None:
+    _gin_flags(parser)
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("--dry_run", action="store_true", help="show runs, fleets and what they cost")
+    does.add_argument("--report", action="store_true", help="draw from the records that are there")
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local")
+    parser.add_argument(
+        "--part", default="1/1", metavar="I/N", help="every Nth fleet, from the Ith: one of N jobs"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=1, metavar="N",
+        help="N processes, each with its share of the devices",
+    )  # fmt: skip
+    parser.add_argument("--retry", action="store_true", help="also run again what has failed")
+    parser.add_argument("--json", metavar="FILE", help="also write runs and fleets as JSON")
+    # What `--workers` tells the processes that it starts.
+    parser.add_argument("--of_workers", type=_positive, default=None, help=argparse.SUPPRESS)
+
+
 def _positive(text: str) -> int:
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
@@ -274,6 +293,11 @@ VERBS = {
         _flags_inspect,
         "prompt_jax.inspect_prompt:inspect_command",
         gin=False,
+    ),
+    "study": Verb(
+        "a grid of runs: train what is missing, draw the report",
+        _flags_study,
+        "prompt_jax.study.command:study_command",
     ),
     "bench": Verb(
         "what a run costs here: steps, mixed prompts, start, memory, checkpoints",

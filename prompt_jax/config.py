@@ -10,6 +10,7 @@ A macro is `NAME = value`, read as `%NAME`; a part is `@Class()`, its fields `Cl
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -96,10 +97,32 @@ class Resolved:
         """The final values, JSON-able: "Class.field" -> value, parts as "@Class()"."""
         return _flat(self.values)
 
+    def hash_in(self, folder: str) -> str:
+        """The hash with `folder`, where a path begins with it, called FOLDER: it may be moved."""
+
+        def moved(value):
+            if isinstance(value, dict):
+                return {k: moved(v) for k, v in value.items()}
+            if isinstance(value, list):
+                return [moved(item) for item in value]
+            inside = isinstance(value, str) and f"{value}/".startswith(f"{folder}/")
+            return f"FOLDER{value[len(folder) :]}" if inside else value
+
+        return _digest(moved(self.flat()))
+
     def on_processes(self, flags: Mapping[str, Any]) -> "Resolved":
         """The same on the processes of the command line: fields of `Distributed`, not written."""
         distributed = dataclasses.replace(self.run.distributed, **flags)
         return dataclasses.replace(self, run=dataclasses.replace(self.run, distributed=distributed))
+
+
+class ConfigurationError(UserError):
+    """A configuration is wrong; `lines` has a message each."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = tuple(dict.fromkeys(lines))
+        many = f"{len(self.lines)} errors in the configuration:"
+        super().__init__("\n  ".join([many, *self.lines] if len(self.lines) > 1 else self.lines))
 
 
 def gin_folder() -> pathlib.Path:
@@ -115,6 +138,7 @@ def resolve(
     search_paths: Sequence[str] = (),
     *,
     unset: Mapping[str, Any] | None = None,
+    given: Sequence[Binding] = (),
     registry: Mapping[str, str] = REGISTRY,
     root: str = "Run",
 ) -> Resolved:
@@ -126,6 +150,7 @@ def resolve(
         bindings: "NAME=VALUE" or "Class.field=VALUE", the text behind `--gin.`.
         search_paths: further folders, searched first.
         unset: macro -> what a verb takes where neither a file nor a flag sets it.
+        given: bindings of a program (`resolver.setting`): they beat the files.
         registry: configurable name -> "module:Class" of a frozen, typed dataclass.
         root: the configurable to construct.
 
@@ -133,10 +158,11 @@ def resolve(
         The configuration.
 
     Raises:
-        UserError: everything that is wrong with it, a line each.
+        ConfigurationError: everything that is wrong with it, a line each.
     """
     errors: list[str] = []
     found, includes, readable = _read_all(gin_files, bindings, search_paths, errors)
+    found += given
     winners = _merge(found, includes, errors)
     for name, value in (unset or {}).items():
         if name not in winners or winners[name].value == REQUIRED:
@@ -144,21 +170,14 @@ def resolve(
     classes = Classes(registry)
     known = _check_names(found, classes, readable, errors)
     if not readable:
-        raise _complaint(errors)
+        raise ConfigurationError(errors)
     resolver = Resolver(winners, classes, errors)
     run = resolver.construct(Reference(root), "the run")
     if known:
         _check_used(winners, found, resolver, errors)
     if errors:
-        raise _complaint(errors)
+        raise ConfigurationError(errors)
     return _finish(run, resolver, winners)
-
-
-def _complaint(errors: Iterable[str]) -> UserError:
-    lines = list(dict.fromkeys(errors))
-    if len(lines) == 1:
-        return UserError(lines[0])
-    return UserError("\n  ".join([f"{len(lines)} errors in the configuration:", *lines]))
 
 
 # --- reading ---
@@ -231,7 +250,17 @@ def _contents(path: str) -> str:
 
 def _parse(text: str, file: tuple[str, str] | None, errors, refused) -> list:
     """Bindings and include statements of a file's text, or of one `--gin.` flag (file None)."""
-    statements, shown = [], file[0] if file else COMMAND
+    statements, wrong, imports = _parsed(text, file)
+    errors += wrong
+    refused += imports
+    return statements
+
+
+@functools.lru_cache(maxsize=256)  # the runs of a study share files
+def _parsed(text: str, file: tuple[str, str] | None) -> tuple[list, list[str], list[str]]:
+    """-> (statements, errors, refused imports)."""
+    statements, errors, refused = [], [], []
+    shown = file[0] if file else COMMAND
     try:
         for statement in config_parser.ConfigParser(io.StringIO(text), _Delegate()):
             place = f"{shown}:{statement.location.line_num}" if file else COMMAND
@@ -249,11 +278,11 @@ def _parse(text: str, file: tuple[str, str] | None, errors, refused) -> list:
                 statements.append(statement)
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
         errors.append(_syntax_message(text, file, error))
-        return statements if file else []
+        return statements if file else [], errors, refused
     if not file and len(statements) != 1:
         errors.append(f"{COMMAND}{text}: write {COMMAND}NAME=VALUE")
-        return []
-    return statements
+        return [], errors, refused
+    return statements, errors, refused
 
 
 def _syntax_message(text: str, file: tuple[str, str] | None, error: Exception) -> str:
@@ -278,7 +307,7 @@ def _syntax_message(text: str, file: tuple[str, str] | None, error: Exception) -
 
 
 def _merge(found: list[Binding], includes, errors) -> dict[str, Binding]:
-    """The binding that counts, per key: `--gin.`, else the one that no includer overrides."""
+    """The binding that counts, per key: `--gin.`, given, or the one that no includer overrides."""
     by_key: dict[str, list[Binding]] = {}
     for binding in found:
         by_key.setdefault(binding.key, []).append(binding)
@@ -286,13 +315,14 @@ def _merge(found: list[Binding], includes, errors) -> dict[str, Binding]:
     for key, candidates in by_key.items():
         files = {binding.file for binding in candidates}
         overridden = {inner for outer in files for inner in includes.get(outer, ())}
-        in_files = [b for b in candidates if b.file and b.file not in overridden]
+        in_files = [b for b in candidates if b.file and b.file not in overridden and not b.given]
+        given = [b for b in candidates if b.given]
         on_command = [b for b in candidates if not b.file]
-        for level in (in_files, on_command):
+        for level in (in_files, given, on_command):
             if len(level) > 1:
                 places = " and ".join(dict.fromkeys(b.where for b in level))
                 errors.append(f"{places}: {key} is bound {len(level)} times; keep one")
-        winners[key] = (on_command or in_files or candidates)[-1]
+        winners[key] = (on_command or given or in_files or candidates)[-1]
     return winners
 
 
@@ -304,7 +334,7 @@ def _check_names(found: list[Binding], classes: "Classes", readable: bool, error
     for binding in found:
         name, _, field = binding.key.rpartition(".")
         if field == binding.key:
-            if binding.key not in readers and readable:
+            if binding.key not in readers and readable and not binding.given:
                 errors.append(
                     f"{binding.where}: nothing reads the macro {field}; {nearest(field, readers)}"
                 )
@@ -389,7 +419,11 @@ def _finish(run: Any, resolver: Resolver, winners: dict[str, Binding]) -> Resolv
             group = key.rpartition(".")[0]
             lines.append("")
         lines.append(f"{key} = {literal(expression if macros_in(expression) else value)}")
-    hashed = {key: value for key, value in _flat(values).items() if not key.startswith(_NOT_HASHED)}
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
     unused = tuple(f"{k} ({b.place})" for k, b in winners.items() if k not in resolver.used)
+    digest = _digest(_flat(values))
     return Resolved(run, values, origins, "\n".join(lines) + "\n", digest, unused)
+
+
+def _digest(flat: dict[str, Any]) -> str:
+    hashed = {key: value for key, value in flat.items() if not key.startswith(_NOT_HASHED)}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,9 @@
 """Bindings -> constructed dataclasses: macros, references, types, required values. Knows no gin."""
 
 import dataclasses
+import functools
 import importlib
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +23,7 @@ EXAMPLES = {
     "TRAIN_STEPS": "1000",
     "BATCH_SIZE": "32",
     "PROMPT_LENGTH": "20",
+    "STUDY_DIR": "'out/my_study'",
 }
 
 COMMAND = "--gin."
@@ -52,17 +55,41 @@ REQUIRED = Macro("gin.REQUIRED")
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One statement `key = value`, and where it stands ("file:line" or "--gin.")."""
+    """One statement `key = value`, and where it stands ("file:line" or "--gin.").
+
+    Attributes:
+        key: macro or "Class.field".
+        value: literals, `Reference` and `Macro`.
+        place: where it stands.
+        file: the file; None on the command line.
+        given: a program's own: it beats every file, and may set what this run does not read.
+    """
 
     key: str
     value: Any
     place: str
     file: str | None
+    given: bool = False
 
     @property
     def where(self) -> str:
         """The place as an error message starts."""
         return self.place if self.file else f"{COMMAND}{self.key}"
+
+
+def setting(key: str, value: Any, place: str) -> Binding:
+    """A binding that a program gives; a string "@Class()", at any depth, stands for that part."""
+
+    def expression(value):
+        if isinstance(value, dict):
+            return {k: expression(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return tuple(expression(item) for item in value)
+        if isinstance(value, str) and (part := re.fullmatch(r"@([\w./]+)(\(\))?", value)):
+            return Reference(part[1], bool(part[2]))
+        return value
+
+    return Binding(key, expression(value), place, place, given=True)
 
 
 def macros_in(value: Any) -> set[str]:
@@ -151,6 +178,11 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default
 
 
+@functools.lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 _BROKEN = object()  # stands for a value whose error has been reported
 
 
@@ -176,7 +208,7 @@ class Resolver:
         self._open.append(str(reference))
         self.order.append(name)
         cls = self.classes.load(name)
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         values = {
             field.name: self._field(name, field, hints[field.name], where)
             for field in self.classes.fields(name).values()

@@ -19,8 +19,13 @@ ALLOWED = {
     "__init__": {"predict"},
     "__main__": {
         *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
-        *("inspect_prompt", "bench", "plan"),
+        *("inspect_prompt", "bench", "plan", "study"),
     },
+    "study": {
+        *("alike", "assemble", "ckpt", "config", "data", "ledger", "plan", "report", "resolver"),
+        "train",
+    },
+    "alike": set(),
     "bench": {"ckpt", "ledger", "workbench"},
     "workbench": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate", "flops"),
@@ -42,7 +47,6 @@ ALLOWED = {
     "checks": {"alike", "backbone", "ckpt", "data", "ledger", "parallel", "progress"},
     "member": {"assemble", "backbone", "ckpt", "evaluate", "fleet", "ledger", "progress"},
     "fleet": {"assemble", "data", "parallel", "step"},
-    "alike": set(),
     "predict": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate"),
         *("ledger", "parallel", "requests"),
