@@ -19,7 +19,7 @@ ALLOWED = {
     "__init__": {"predict"},
     "__main__": {
         *("config", "explain", "train", "evaluate", "predict", "convert", "data", "ckpt", "ledger"),
-        *("inspect_prompt", "bench", "plan"),
+        *("inspect_prompt", "bench", "plan", "study"),
     },
     "bench": {"ckpt", "ledger", "workbench"},
     "workbench": {
@@ -61,6 +61,7 @@ ALLOWED = {
     "ledger": {"ckpt"},
     "progress": {"ledger"},
     "report": set(),
+    "study": {"ckpt"},
     "testing": {"assemble", "data", "losses", "models", "parts", "step"},
     "tasks": {"data"},
     "environment": set(),
