@@ -22,8 +22,8 @@ ALLOWED = {
         *("inspect_prompt", "bench", "plan", "study"),
     },
     "study": {
-        *("alike", "assemble", "ckpt", "config", "data", "ledger", "plan", "report", "resolver"),
-        "train",
+        *("alike", "assemble", "checks", "ckpt", "config", "data", "ledger", "plan", "report"),
+        *("resolver", "train"),
     },
     "alike": set(),
     "bench": {"ckpt", "ledger", "workbench"},

@@ -21,7 +21,8 @@ STUDY = {
     **{name: f"{_GRID}:{name}" for name in ("Axis", "Product", "Zip", "Union", "Points")},
     **{name: f"{_GRID}:{name}" for name in ("When", "After")},
     **{name: f"{_FIGURES}:{name}" for name in ("Lines", "Bars", "Efficiency", "Sensitivity")},
-    **{name: f"{_FIGURES}:{name}" for name in ("Curves", "HeatMap", "Scatter", "Table")},
+    **{name: f"{_FIGURES}:{name}" for name in ("Curves", "HeatMap", "Scatter")},
+    "Table": "prompt_jax.study.table:Table",
 }
 OWN = ("MODEL_DIR", "Run.model_dir")  # set by the study
 
@@ -246,7 +247,7 @@ class _Members:
 
 
 def _check(members: list[Member], complaints: _Complaints) -> None:
-    from prompt_jax import train
+    from prompt_jax import checks as refusals
     from prompt_jax.data.show import check_name
     from prompt_jax.plan import choose
 
@@ -256,7 +257,7 @@ def _check(members: list[Member], complaints: _Complaints) -> None:
 
     # A check, and what decides it: asked once for all runs in which that is the same.
     checks: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
-        (train.check, lambda run: run),
+        (refusals.check, lambda run: run),
         (lambda run: choose.rows(run, 1), lambda run: (run.data, run.method.slots)),
         (named, lambda run: (run.data, run.transfer_tasks)),
         (check_init, lambda run: (run.backbone.config, run.method.bank)),
