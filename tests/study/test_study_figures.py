@@ -295,6 +295,8 @@ def test_more_names_than_colours():
     figure = Lines(name="a", x="backbone.parameters", lines=("point.task",), y=TEST, where=where)
     svg = figure.draw(records).svg
     assert all(colour.lower() in svg for colour in canvas.PALETTE[:2])
+    look = canvas.Look(*2 * [[str(i) for i in range(64)]])
+    assert len({tuple(look.of(str(i)).values()) for i in range(64)}) == 64
     assert svg.index("t9") < svg.index("t3")
 
 
@@ -327,6 +329,7 @@ def test_names_of_points_do_not_cover_each_other():
     [
         ([900_000, 4_408_320, 14_700_000], "log", ["900k", "4.41M", "14.7M"]),
         ([1, 2, 3, 100], "linear", None),
+        ([1, 5, 20, 100, 150], "log", ["1", "5", "20", "100", "150"]),
         ([0, 1280, 900_000], "symlog", ["0", "1k", "10k", "100k"]),
         ([0, 0], "linear", ["0"]),
         ([-1, 10], "linear", ["-1", "10"]),
