@@ -39,6 +39,7 @@ _STYLE = {
 }
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 _FEW = 8  # values that get a tick each
+_LETTER, _AXES, _LEGEND = 0.078, 4.2, 1.7  # inches: a letter, usual axes, room beside them
 
 
 @contextlib.contextmanager
@@ -83,9 +84,9 @@ class Look:
         self.names = everywhere if len(everywhere) <= len(PALETTE) else self.lines
 
     def of(self, name: str) -> dict[str, str]:
-        """`color` and `marker`, as matplotlib takes them."""
-        i = self.names.index(name)
-        return {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+        """`color` and `marker`, as matplotlib takes them; no pair twice among 64 names."""
+        again, i = divmod(self.names.index(name), len(PALETTE))
+        return {"color": PALETTE[i], "marker": MARKERS[(i + again) % len(MARKERS)]}
 
 
 # --- words ---
@@ -177,7 +178,8 @@ class Scale:
         """Whether neighbouring ticks leave room for their numbers."""
         at = sorted(math.log10(v) if self.log else v for v in self.values)
         gaps = [b - a for a, b in zip(at, at[1:], strict=False)]
-        return not gaps or min(gaps) >= 0.09 * (at[-1] - at[0])
+        wide = _LETTER * max((len(short(v)) for v in self.values), default=0) + 0.06
+        return not gaps or min(gaps) * _AXES >= wide * (at[-1] - at[0])
 
 
 def finish(figure: Any, axes: Any, title: str, x: str, y: str, note: str = "") -> None:
@@ -189,6 +191,8 @@ def finish(figure: Any, axes: Any, title: str, x: str, y: str, note: str = "") -
     axes.set(xlabel=x, ylabel=y)
     handles, names = axes.get_legend_handles_labels()
     if handles:
+        wide = _LETTER * max(map(len, names)) + 0.6
+        figure.set_figwidth(figure.get_figwidth() + max(wide - _LEGEND, 0))
         figure.legend(handles, names, loc="outside right upper", alignment="left")
     if note:
         figure.supxlabel(note, fontsize=7, color=GREY, x=0.01, ha="left")

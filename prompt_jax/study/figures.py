@@ -338,7 +338,8 @@ class Curves(Part):
                 rows.append({**head, self.x: step, "metric": self.y, **counted})
         if not rows:
             there = {name for r in records for entry in r.get("curve") or [] for name in entry}
-            raise UserError(f"{self.who}no curve has {self.y!r}; {nearest(self.y, there)}")
+            why = "none of a run that ended well" if self.y in there else nearest(self.y, there)
+            raise UserError(f"{self.who}no curve has {self.y!r}; {why}")
         return self.in_order(rows, self.lines, records)
 
     def paint(self, rows: list[Row], look: canvas.Look) -> Any:

@@ -143,9 +143,7 @@ def _typed(cells: list[Any]) -> Any:
     plain = kinds <= {int, float} or kinds in ({bool}, {str})
     if plain:
         try:
-            # float() first: Arrow takes the type from the first cell and then refuses fractions.
-            whole = float not in kinds
-            return pyarrow.array([c if whole or c is None else float(c) for c in cells])
+            return pyarrow.array(cells)
         except (pyarrow.ArrowInvalid, OverflowError):  # an integer beyond 64 bits
             pass
     return pyarrow.array(

@@ -105,7 +105,7 @@ def test_rows_are_ordered_by_size_by_filter_by_number():
     random.Random(1).shuffle(records)
     for where, expected in (
         ({}, ["micro_xs", "micro_s", "micro_m"]),
-        ({"point.model": ("micro_m", "micro_xs")}, ["micro_m", "micro_xs"]),
+        ({"point.model": ("micro_s", "micro_xs", "micro_m")}, ["micro_s", "micro_xs", "micro_m"]),
     ):
         rows = Bars(name="b", x="point.model", y=TEST, where=where, **SWEEP).draw(records).rows
         assert list(dict.fromkeys(row["point.model"] for row in rows)) == expected
@@ -184,6 +184,8 @@ def test_curves():
     assert (only["step"], only["mean"]) == (2, 0.5)
     with pytest.raises(UserError, match="figure c: no curve has 'eval/f2'; did you mean 'eval/f1'"):
         Curves(name="c", y="eval/f2").draw(records)
+    with pytest.raises(UserError, match="no curve has 'loss'; none of a run that ended well"):
+        Curves(name="c").draw(records[2:])
 
 
 def test_scatter():
@@ -251,13 +253,14 @@ def test_drawing_again_gives_the_same_bytes(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_text_in_the_drawing(kind):
-    part = KINDS[kind]
-    titled = dataclasses.replace(part, title="Cost $5 & <b>", labels={TEST: "score"}).draw(study(2))
-    assert "Cost $5 &amp; &lt;b&gt;" in titled.svg and titled.title == "Cost $5 & <b>"
+    titled = dataclasses.replace(KINDS[kind], title="$5 & $x <b>", labels={TEST: "score"}).draw(
+        study(2)
+    )
+    assert ">$5 &amp; $x &lt;b&gt;</text>" in titled.svg and titled.title == "$5 & $x <b>"
     if kind not in ("sensitivity", "loss", "accuracy"):
         assert "score" in titled.svg and "test accuracy" not in titled.svg
     for name in ("prompt_tuning", "model_tuning"):
-        assert name in titled.svg
+        assert f">{name}</text>" in titled.svg
 
 
 def test_the_small_print_counts_what_failed():
@@ -292,6 +295,8 @@ def test_more_names_than_colours():
     figure = Lines(name="a", x="backbone.parameters", lines=("point.task",), y=TEST, where=where)
     svg = figure.draw(records).svg
     assert all(colour.lower() in svg for colour in canvas.PALETTE[:2])
+    look = canvas.Look(*2 * [[str(i) for i in range(64)]])
+    assert len({tuple(look.of(str(i)).values()) for i in range(64)}) == 64
     assert svg.index("t9") < svg.index("t3")
 
 
@@ -324,6 +329,7 @@ def test_names_of_points_do_not_cover_each_other():
     [
         ([900_000, 4_408_320, 14_700_000], "log", ["900k", "4.41M", "14.7M"]),
         ([1, 2, 3, 100], "linear", None),
+        ([1, 5, 20, 100, 150], "log", ["1", "5", "20", "100", "150"]),
         ([0, 1280, 900_000], "symlog", ["0", "1k", "10k", "100k"]),
         ([0, 0], "linear", ["0"]),
         ([-1, 10], "linear", ["-1", "10"]),
@@ -348,6 +354,19 @@ def test_axes(values, kind, ticks):
 )
 def test_short_numbers(value, text):
     assert canvas.short(value) == text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"loss", "accuracy"}))
+def test_where_nothing_came_out(kind):
+    """A selection of failed runs, or of one run, is drawn too: it says what there is."""
+    records = study(2)
+    lost = [{**r, "status": "failed"} if r["point"]["model"] == "micro_s" else r for r in records]
+    figure = dataclasses.replace(KINDS[kind], where={"point.model": "micro_s", "point.rate": 0.3})
+    assert all(row.get("mean") is None for row in figure.draw(lost).rows)
+    one = [r for r in records if r["status"] == "ok" and r["point"]["model"] == "micro_s"]
+    one = [r for r in one if r["point"]["rate"] == 0.3][:1]
+    assert figure.draw(one).rows
 
 
 # --- complaints ---

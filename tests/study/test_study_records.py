@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pathlib
 
 import pytest
 from made_up_runs import record, study
@@ -91,6 +92,7 @@ def test_damaged_files_are_named(tmp_path):
         ("point.rate", None),
         ("a.b.c", "short key, long path"),
         ("a.b.d", "long key"),
+        ("a.b.e", "of the longest key"),
         ("steps", 7),
         ("config.Adafactor", ledger.MISSING),
         ("steps.more", ledger.MISSING),
@@ -104,8 +106,8 @@ def test_a_column_takes_the_longest_key_that_leads_on(column, expected):
             "config": {"Adafactor.learning_rate": 0.3, "scope/Adafactor.learning_rate": 0.5},
             "metrics": {"test": {"accuracy": 0.75}, "micro_qa/validation": {"f1": 0.25}},
             "point": {"rate": None},
-            "a": {"b": {"c": "short key, long path"}, "x": 1},
-            "a.b": {"d": "long key"},
+            "a": {"b": {"c": "short key, long path", "e": "of a shorter key"}, "x": 1},
+            "a.b": {"d": "long key", "e": "of the longest key"},
         },
         column,
     )
@@ -323,3 +325,49 @@ def test_the_verb_complains_in_one_line(folder, capsys, flags, parts):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert all(part in captured.err for part in parts), captured.err
+
+
+# --- buckets ---
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://b/ is a folder here; as GCS does, folders are listed with a slash."""
+    from etils.epath import backend, gpath
+
+    root = tmp_path / "bucket"
+    root.mkdir()
+
+    def here(path):
+        return str(path).replace("gs://b", str(root))
+
+    class Bucket(backend._OsPathBackend):
+        def listdir(self, path):
+            return [f.name + "/" * f.is_dir() for f in pathlib.Path(here(path)).iterdir()]
+
+        def glob(self, path):
+            return [name.replace(str(root), "gs://b") for name in super().glob(here(path))]
+
+    def patched(name):
+        def call(self, path, *rest, **options):
+            rest = [here(value) if "gs://" in str(value) else value for value in rest]
+            return getattr(backend._OsPathBackend, name)(self, here(path), *rest, **options)
+
+        return call
+
+    for name in ("open", "exists", "isdir", "makedirs", "mkdir", "replace", "rename", "remove"):
+        setattr(Bucket, name, patched(name))
+    monkeypatch.setattr(gpath._GPath, "_backend", Bucket())
+    return root
+
+
+def test_records_in_a_bucket(bucket, capsys):
+    one, two = record({"rate": 0.3}, 0), record({"rate": 1.0}, 1)
+    put(bucket / "runs" / "a" / "record.json", one)
+    put(bucket / "runs" / "a" / "checkpoints" / "record.json", "{}")
+    put(bucket / "study" / "ledger" / "b.json", two)
+    assert ids(ledger.read(["gs://b/runs", "gs://b/study"])) == ids([one, two])
+    with pytest.raises(UserError, match="gs://b/none: no such"):
+        ledger.read(["gs://b/none"])
+    assert run(capsys, "gs://b/study", "--csv=gs://b/x.csv")[-1] == "wrote gs://b/x.csv"
+    assert two["id"] in (bucket / "x.csv").read_text()
