@@ -99,11 +99,11 @@ class Record:
     method: str
     mixture: str
     backbone: dict[str, Any]
-    vocabulary: str
     config: dict[str, Any]
-    origins: dict[str, str]
     config_hash: str
     seed: int
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    vocabulary: str = ""
     data: str = ""
     trainable_parameters: int = 0
     fleet: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -47,10 +47,8 @@ def write_report(
     Raises:
         UserError: two parts of one name; with `strict`, a part that cannot be drawn.
     """
+    check_names(parts)
     names = [part.name for part in parts]
-    for name in names:
-        if name in _OURS or names.count(name) > 1:
-            raise UserError(f"figure {name}: another file of the report is called so; rename it")
     records = sorted(records, key=identity)  # the same report for every order
     drawn: list[Drawn] = []
     complaints: dict[str, str] = {}
@@ -82,6 +80,18 @@ def write_report(
     if complaints and strict:
         raise UserError("\n".join([*complaints.values(), f"the rest is in {folder}/report.html"]))
     return [str(folder / name) for name in files]
+
+
+def check_names(parts: Sequence[Part]) -> None:
+    """Refuses parts that would write each other's files.
+
+    Raises:
+        UserError: with the name.
+    """
+    names = [part.name for part in parts]
+    for name in names:
+        if name in _OURS or names.count(name) > 1:
+            raise UserError(f"figure {name}: another file of the report is called so; rename it")
 
 
 # --- tables ---

@@ -11,6 +11,8 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.resolver import setting
 from prompt_jax.study.grid import FILES, Made, Point, check_parts, files_of, show
 from prompt_jax.study.packing import Fleets
+from prompt_jax.study.page import check_names
+from prompt_jax.study.part import Part
 
 _GRID, _PACKING = "prompt_jax.study.grid", "prompt_jax.study.packing"
 _FIGURES = "prompt_jax.study.figures"
@@ -48,7 +50,7 @@ class Study:
     out_dir: str | None = None
     gin_files: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    report: tuple = ()
+    report: tuple[Part, ...] = ()
     fleets: Fleets = Fleets()
 
     def __post_init__(self):
@@ -57,6 +59,7 @@ class Study:
         if "://" in self.folder:
             raise UserError(f"STUDY_DIR = {self.folder!r}: claims need a local or mounted folder")
         check_parts("Study.grid", (self.grid,))
+        check_names(self.report)
 
     @property
     def folder(self) -> str:
