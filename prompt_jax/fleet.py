@@ -1,9 +1,9 @@
 """Runs that are trained as one program: R of them side by side, on one copy of the backbone.
 
-A single run is a fleet of one, whose arrays have no axis of runs. Of several, every array that a
-run owns (leaves, optimizer state, key, batch) is stacked along a first axis; `loop` maps the step
-over it one run after the other (the numbers of single runs, to the bit), `vmap` all at once.
-On several devices the axis is split: each device trains its share of the runs.
+A single run is a fleet of one. `loop` takes a step of one run after the other, with one compiled
+step for all: the numbers are those of single runs, to the bit. On several devices each has its
+share of the runs, and a copy of the backbone. `vmap` takes a step of all runs at once: what they
+own is stacked along a first axis, prompts and rows are as wide as the widest.
 """
 
 import dataclasses
@@ -13,197 +13,233 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_jax.assemble import Method, Model, Tree
 from prompt_jax.data import layout
 from prompt_jax.data.loader import Loader, common_shapes
 from prompt_jax.errors import UserError, nearest
-from prompt_jax.parallel.mesh import ROWS, Shardings
-from prompt_jax.step import fleet_step, jit_train_step
+from prompt_jax.parallel.mesh import AXES, ROWS, Shardings
+from prompt_jax.step import TrainState, jit_train_step, train_step_at_once
 
 MAPS = ("auto", "loop", "vmap")
 
 
-def choose_map(asked: str) -> str:
-    """`loop` on a CPU, where it is the faster one, else `vmap`; or what is asked for.
-
-    Raises:
-        UserError: it is none of MAPS.
-    """
-    if asked not in MAPS:
-        raise UserError(f"Fleets.map = {asked!r}: {nearest(asked, MAPS)}")
-    if asked != "auto":
-        return asked
-    return "loop" if jax.default_backend() == "cpu" else "vmap"
-
-
-def common_method(methods: Sequence[Method]) -> Method:
-    """The method whose prompt is the longest; shorter prompts use the first rows of its bank.
-
-    Raises:
-        UserError: lengths differ, and a method's optimizer would see rows that are not its own.
-    """
-    longest = max(methods, key=lambda method: method.slots)
-    for method in methods:
-        optimizers = (method.trainable.optimizer, *method.trainable.groups.values())
-        if method.slots != longest.slots and not all(each.pads for each in optimizers):
-            raise UserError(
-                f"prompts of {method.slots} and {longest.slots} vectors cannot share a fleet: "
-                "factored moments and parameter scale count the rows of the longest"
-            )
-    return longest
-
-
 class Batches(NamedTuple):
-    """A step's batches.
+    """A step's batches: what `Fleet.step` reads, and the accounting of each run's."""
 
-    rows: arrays [R, B, ...], or those of the only run. height: rows that each run's batch takes.
-    accounts: of each run.
-    """
-
-    rows: layout.Batch
-    height: list[int]
+    rows: Any
     accounts: list[layout.Accounting]
-
-
-class FleetLoader:
-    """The batches of all runs of a fleet, step by step; all lie in the same shapes."""
-
-    def __init__(self, loaders: Sequence[Loader], fleet: "Fleet"):
-        """Takes each run's loader."""
-        self.shapes = common_shapes(loaders)
-        self.loaders = [loader.in_shapes(self.shapes) for loader in loaders]
-        self.heights = list(self.shapes.counts)
-        self._fleet = fleet
-
-    def batch(self, step: int) -> Batches:
-        """Every run's batch of a step, run r's in `rows[r]`."""
-        made = [loader.batch(step) for loader in self.loaders]
-        accounts = [account for _, account in made]
-        if self._fleet.size == 1:
-            return Batches(made[0][0], [0], accounts)
-        heights = [len(batch["encoder_segment_ids"]) for batch, _ in made]
-        self.heights = sorted({*self.heights, *heights})
-        tall = self.heights[-1] if self._fleet.map == "loop" else max(heights)
-        places = self._fleet.places
-        rows = {
-            name: np.zeros((places, tall, *array.shape[1:]), array.dtype)
-            for name, array in made[0][0].items()
-        }
-        for at, (batch, _) in enumerate(made):
-            for name, array in batch.items():
-                rows[name][at, : len(array)] = array
-        return Batches(rows, heights, accounts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fleet:
-    """How R runs lie side by side.
+    """How R runs lie side by side, one after the other: a tuple of their states.
 
     Attributes:
         size: R.
-        map: "loop" or "vmap".
-        shardings: of the mesh.
+        shardings: of the whole mesh.
     """
 
     size: int
-    map: str
     shardings: Shardings
 
+    map = "loop"
+
     @functools.cached_property
-    def places(self) -> int:
+    def places(self) -> list[Shardings]:
+        """Where each run is trained: one alone has the whole mesh, others a group of `model`."""
+        if self.size == 1:
+            return [self.shardings]
+        groups = self.shardings.mesh.devices.reshape(-1, 1, 1, self.shardings.mesh.shape["model"])
+        own = [Shardings(Mesh(group, AXES)) for group in groups]
+        return [own[run % len(own)] for run in range(self.size)]
+
+    def loaders(self, loaders: Sequence[Loader]) -> list[Loader]:
+        """The runs' loaders, in the shapes that a step takes."""
+        return list(loaders)
+
+    def batches(self, made: Sequence[tuple[layout.Batch, layout.Accounting]]) -> Batches:
+        """The runs' batches together."""
+        return Batches([rows for rows, _ in made], [account for _, account in made])
+
+    def length(self, methods: Sequence[Method]) -> list[int]:
+        """Rows of each run's bank."""
+        return [method.slots for method in methods]
+
+    def join(self, states: Sequence[TrainState]) -> Any:
+        """The runs' states as what a step takes and a checkpoint holds."""
+        return tuple(states)
+
+    def take(self, state: Any, run: int) -> TrainState:
+        """One run's state."""
+        return state[run]
+
+    def copies(self, frozen: Tree) -> list[Tree]:
+        """The frozen leaves where each run is trained; runs of a place share them."""
+        made: dict[Mesh, Tree] = {self.shardings.mesh: frozen}
+        for place in self.places:
+            if place.mesh not in made:
+                where = {path: place.frozen(path, leaf.shape) for path, leaf in frozen.items()}
+                made[place.mesh] = jax.device_put(frozen, where)
+        return [made[place.mesh] for place in self.places]
+
+    def step(self, model: Model, optimizer, num_microbatches: int, timed: Callable) -> Callable:
+        """`(state, frozen, rows, learning) -> (state, numbers)`, compiled.
+
+        `frozen` is what `copies` returned; the state of runs that are not `learning` stays.
+
+        Args:
+            model: assembled functions, the same for all runs.
+            optimizer: likewise; rates lie in its state.
+            num_microbatches: as in `step.loss_and_grads`.
+            timed: wraps the compiled function (see `ledger.Clock.compiles`).
+        """
+        one = timed(jit_train_step(model, optimizer, num_microbatches))
+
+        def step(state, frozen, rows, learning):
+            states, numbers = list(state), [None] * self.size
+            for run in np.flatnonzero(learning):
+                batch = self.places[run].put_batch(rows[run])
+                states[run], numbers[run] = one(states[run], frozen[run], batch)
+            return tuple(states), numbers
+
+        return step
+
+    def numbers(self, numbers: Any) -> list[dict[str, float] | None]:
+        """A step's numbers on the host, of each run that took it; waits for the step."""
+        found = jax.device_get(numbers)
+        return [own and {name: float(value) for name, value in own.items()} for own in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class AtOnce(Fleet):
+    """R runs at once: trees stacked along a first axis, which lies over the devices."""
+
+    map = "vmap"
+
+    @functools.cached_property
+    def places(self) -> list[Shardings]:
+        """All on the whole mesh."""
+        return [self.shardings] * self.size
+
+    @functools.cached_property
+    def _height(self) -> int:
         """R, filled up so that each device has as many runs."""
-        return 1 if self.size == 1 else layout.round_up(self.size, self.shardings.row_shards)
+        return layout.round_up(self.size, self.shardings.row_shards)
 
     @functools.cached_property
     def _along(self) -> NamedSharding:
         return NamedSharding(self.shardings.mesh, ROWS)
 
-    def check(self) -> None:
-        """Refuses what a fleet of several runs cannot do.
+    def loaders(self, loaders: Sequence[Loader]) -> list[Loader]:
+        shapes = common_shapes(loaders)
+        return [loader.in_shapes(shapes) for loader in loaders]
+
+    def batches(self, made: Sequence[tuple[layout.Batch, layout.Accounting]]) -> Batches:
+        tall = max(len(batch["encoder_segment_ids"]) for batch, _ in made)
+        rows = {
+            name: np.zeros((self._height, tall, *array.shape[1:]), array.dtype)
+            for name, array in made[0][0].items()
+        }
+        for run, (batch, _) in enumerate(made):
+            for name, array in batch.items():
+                rows[name][run, : len(array)] = array
+        return Batches(rows, [account for _, account in made])
+
+    def length(self, methods: Sequence[Method]) -> list[int]:
+        """Rows of each run's bank: the longest prompt's.
 
         Raises:
-            UserError: several processes, or frozen weights split over `data`.
+            UserError: lengths differ, and an optimizer would count rows that are not its own.
         """
-        if self.size == 1:
-            return
-        if jax.process_count() > 1:
-            raise UserError(
-                f"a fleet of {self.size} runs on {jax.process_count()} processes: fleets are of "
-                "one process; start the study once on each host"
-            )
-        if self.shardings.over_data and self.shardings.row_shards > 1:
-            raise UserError(
-                f"Parallel.shard_frozen_over_data with a fleet of {self.size} runs: each device "
-                "trains runs of its own; set Fleets.size = 1"
-            )
+        longest = max(method.slots for method in methods)
+        for method in methods:
+            optimizers = (method.trainable.optimizer, *method.trainable.groups.values())
+            if method.slots != longest and not all(each.pads for each in optimizers):
+                raise UserError(
+                    f"prompts of {method.slots} and {longest} vectors cannot be trained at once: "
+                    "factored moments and parameter scale count the rows of the longest; set "
+                    "Fleets.map = 'loop'"
+                )
+        return [longest] * len(methods)
 
-    def stack(self, trees: Sequence[Any]) -> Any:
-        """The runs' trees as one; of a single run its own."""
-        if self.size == 1:
-            return trees[0]
-        filled = [*trees, *[trees[-1]] * (self.places - self.size)]
+    def join(self, states: Sequence[TrainState]) -> Any:
+        filled = [*states, *[states[-1]] * (self._height - self.size)]
         stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *filled)
         return jax.device_put(stacked, self._along)
 
-    def take(self, tree: Any, run: int) -> Any:
-        """One run's tree."""
-        return tree if self.size == 1 else _take(tree, run)
+    def take(self, state: Any, run: int) -> TrainState:
+        return _take(state, run)
 
-    def numbers(self, numbers: dict[str, Any]) -> list[dict[str, float]]:
-        """A step's numbers on the host, a dict for each run; waits for the step."""
-        found = {name: np.atleast_1d(value) for name, value in jax.device_get(numbers).items()}
-        return [
-            {name: float(each[run]) for name, each in found.items()} for run in range(self.size)
-        ]
+    def copies(self, frozen: Tree) -> list[Tree]:
+        return [frozen] * self.size
 
-    def step(self, model: Model, optimizer, num_microbatches: int, timed: Callable):
-        """`(state, frozen, batches, learning, heights) -> (state, numbers)`, compiled.
+    def step(self, model: Model, optimizer, num_microbatches: int, timed: Callable) -> Callable:
+        several = functools.partial(train_step_at_once, model, optimizer, num_microbatches)
+        if self.shardings.row_shards > 1:
+            several = jax.shard_map(
+                several,
+                mesh=self.shardings.mesh,
+                in_specs=(ROWS, PartitionSpec(), ROWS, ROWS),
+                out_specs=ROWS,
+                axis_names={"slice", "data"},
+                check_vma=False,
+            )
+        together = timed(jax.jit(several, donate_argnums=0))
 
-        `learning` says which runs still train: the state of the others stays. `timed` wraps the
-        compiled function (see `ledger.Clock.compiles`).
-        """
-        if self.size == 1:
-            alone = timed(jit_train_step(model, optimizer, num_microbatches))
-
-            def step(state, frozen, batches, learning, heights):
-                del learning, heights
-                return alone(state, frozen, self.shardings.put_batch(batches.rows))
-
-            return step
-        at_once = self.map == "vmap"
-        several = functools.partial(fleet_step, model, optimizer, num_microbatches, at_once)
-        together = timed(self._jit(several))
-
-        def step(state, frozen, batches, learning, heights):
-            choice = np.zeros(self.places, np.int32)
-            for run in np.flatnonzero(learning):
-                choice[run] = 1 + heights.index(batches.height[run])
-            rows, choice = jax.device_put((batches.rows, choice), self._along)
-            heights = tuple(heights) if self.map == "loop" else ()
-            return together(heights, state, frozen, rows, choice)
+        def step(state, frozen, rows, learning):
+            awake = np.zeros(self._height, bool)
+            awake[: self.size] = learning
+            rows, awake = jax.device_put((rows, awake), self._along)
+            return together(state, frozen[0], rows, awake)
 
         return step
 
-    def _jit(self, several):
-        """Compiles a step of several runs; on several devices each takes its share of them."""
+    def numbers(self, numbers: Any) -> list[dict[str, float] | None]:
+        found = jax.device_get(numbers)
+        runs = range(self.size)
+        return [{name: float(values[run]) for name, values in found.items()} for run in runs]
 
-        @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-        def step(heights, *args):
-            mapped = functools.partial(several, heights)
-            if self.shardings.row_shards > 1:
-                mapped = jax.shard_map(
-                    mapped,
-                    mesh=self.shardings.mesh,
-                    in_specs=(ROWS, PartitionSpec(), ROWS, ROWS),
-                    out_specs=ROWS,
-                    axis_names={"slice", "data"},
-                    check_vma=False,
-                )
-            return mapped(*args)
 
-        return step
+class FleetLoader:
+    """The batches of all runs of a fleet, step by step."""
+
+    def __init__(self, loaders: Sequence[Loader], fleet: Fleet):
+        """Takes each run's loader."""
+        self.loaders, self._fleet = fleet.loaders(loaders), fleet
+
+    def batch(self, step: int) -> Batches:
+        """Every run's batch of a step."""
+        return self._fleet.batches([loader.batch(step) for loader in self.loaders])
+
+
+def make_fleet(size: int, how: str, shardings: Shardings) -> Fleet:
+    """The fleet of R runs.
+
+    Args:
+        size: R.
+        how: "loop", "vmap", or "auto": a loop on a CPU, where it is the faster one.
+        shardings: of the mesh.
+
+    Raises:
+        UserError: an unknown `how`; several processes, or frozen weights split over `data`, with
+            more than one run.
+    """
+    if how not in MAPS:
+        raise UserError(f"Fleets.map = {how!r}: {nearest(how, MAPS)}")
+    if size > 1 and jax.process_count() > 1:
+        raise UserError(
+            f"a fleet of {size} runs on {jax.process_count()} processes: fleets are of one "
+            "process; start the study once on each host"
+        )
+    if size > 1 and shardings.over_data and shardings.row_shards > 1:
+        raise UserError(
+            f"Parallel.shard_frozen_over_data with a fleet of {size} runs: each device trains "
+            "runs of its own; set Fleets.size = 1"
+        )
+    at_once = how == "vmap" or (how == "auto" and jax.default_backend() != "cpu")
+    return AtOnce(size, shardings) if at_once and size > 1 else Fleet(size, shardings)
 
 
 @jax.jit
@@ -212,7 +248,7 @@ def _take(tree, run):
 
 
 def pad(method: Method, leaves: Tree, length: int) -> Tree:
-    """A run's leaves with its bank filled up to the fleet's longest prompt."""
+    """A run's leaves with its bank filled up to `length` rows."""
     if method.slots == length:
         return leaves
     return {k: method.bank.pad(leaf, length) if _of_bank(k) else leaf for k, leaf in leaves.items()}

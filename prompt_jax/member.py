@@ -113,10 +113,28 @@ class Member:
 class Members(contextlib.ExitStack):
     """The runs of a fleet, in its order."""
 
-    def __init__(self, fleet: Fleet, members: Sequence[Member], last_good: Callable[[], str] = str):
-        """Takes the runs; `last_good` names the newest checkpoint, for failures."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        members: Sequence[Member],
+        last_good: Callable[[], str],
+        frozen: Sequence[Tree],
+    ):
+        """Takes the runs.
+
+        Args:
+            fleet: how they lie side by side.
+            members: the runs.
+            last_good: names the newest checkpoint, for failures.
+            frozen: the frozen leaves where each run is trained.
+        """
         super().__init__()
         self.fleet, self.all, self._last_good = fleet, list(members), last_good
+        # What evaluations compile is shared by the runs of a place.
+        made: dict[Any, dict] = {}
+        for member, leaves in zip(self.all, frozen, strict=True):
+            member.context.frozen = leaves
+            member.context.made = made.setdefault(member.context.shardings.mesh, {})
         self._pending: tuple | None = None
 
     def __enter__(self) -> "Members":
@@ -129,7 +147,7 @@ class Members(contextlib.ExitStack):
         """Which runs still train, bool [R]."""
         return np.array([member.learning for member in self.all])
 
-    def add(self, step: int, numbers: dict[str, Any], accounts: Sequence[Any]) -> None:
+    def add(self, step: int, numbers: Any, accounts: Sequence[Any]) -> None:
         """Takes a step that was just dispatched; reads the numbers of the one before."""
         learning = self.learning  # of the step that was dispatched
         self.settle()
@@ -161,28 +179,28 @@ class Members(contextlib.ExitStack):
         if all(member.failure for member in self.all):
             raise self.all[0].failure
 
-    def write(self, step: int, trainable: Tree, pace: Pace) -> None:
+    def write(self, step: int, state: Any, pace: Pace) -> None:
         """Closes a window of steps: rows of the curves, a line in the log."""
         self.settle()
         writing = [m for m in self.all if m.progress.open and m.learning]
         if not writing:
             return
         seconds, data_wait = pace.close()
-        shown = {path: leaf for path, leaf in trainable.items() if path in self.all[0].start}
-        shown = jax.device_get(shown)
         rows = []
         for run, member in enumerate(self.all):
             if member in writing:
-                mine = shown if self.fleet.size == 1 else {k: v[run] for k, v in shown.items()}
+                leaves = self.fleet.take(state, run).trainable
+                mine = {path: leaf for path, leaf in leaves.items() if path in member.start}
                 rows.append(member.progress.write(step, mine, seconds, data_wait))
         log.info("%s", step_line(rows, self.all[0].run.train_steps, pace.left(step)))
 
-    def evaluate(self, step: int, trainable: Tree, clock: ledger.Clock) -> dict[int, float]:
+    def evaluate(self, step: int, state: Any, clock: ledger.Clock) -> dict[int, float]:
         """Evaluates every run that still trains: run -> the metric that chooses its best step."""
         values, shown = {}, {}
         for run, member in enumerate(self.all):
             if member.learning:
-                values[run] = member.evaluate(step, self.fleet.take(trainable, run), clock)
+                leaves = self.fleet.take(state, run).trainable
+                values[run] = member.evaluate(step, leaves, clock)
                 metrics = member.record.metrics[member.run.eval_split]
                 for name, value in metrics.items():
                     shown.setdefault(name, []).append(value)

@@ -16,7 +16,7 @@ from prompt_jax.ckpt.store import Store
 from prompt_jax.data.loader import Data, Loader, Prefetch
 from prompt_jax.data.open import open_loader
 from prompt_jax.errors import Interrupted, UserError
-from prompt_jax.fleet import Fleet, FleetLoader, choose_map, common_method, live, pad
+from prompt_jax.fleet import Fleet, FleetLoader, live, make_fleet, pad
 from prompt_jax.member import Member, Members
 from prompt_jax.parallel import multihost
 from prompt_jax.parallel.mesh import Parallel, Shardings
@@ -132,12 +132,11 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     # --- model, weights, data ---------------------------------------------------------------
     mesh = run.parallel.mesh()
     shardings = Shardings(mesh, run.parallel.shard_frozen_over_data)
-    fleet = Fleet(len(runs), choose_map(how), shardings)
-    fleet.check()
+    fleet = make_fleet(len(runs), how, shardings)
     checks.check_mesh(run, shardings, fleet.size)
     multihost.check_shared(run.model_dir)
-    method = common_method([each.run.method for each in runs])
-    model = assemble(run.backbone.config, method, shardings.fetch_layer)
+    lengths = fleet.length([each.run.method for each in runs])
+    model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
     opened = open_backbone(run.backbone, model, shardings)
     loader = FleetLoader(open_loaders(runs, opened, fleet), fleet)
     for each in runs:
@@ -157,23 +156,18 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
         log.info("%s %s does not divide over `model` and stays whole", path, shapes[path])
 
     # --- state: fresh, or where the last process stopped --------------------------------------
-    own = [Model(model.network, each.run.method, model.fetch) for each in runs]
-    begun = [
-        init(each.run, mine, opened, shardings, method.slots)
-        for each, mine in zip(runs, own, strict=True)
-    ]
-    optimizer, _, frozen, _ = begun[0]
-    state = fleet.stack([state for _, state, _, _ in begun])
-    context = evaluate.Context(run, model, opened, shardings, frozen)
     store = Store(f"{folder}/checkpoints", run.keep_latest, run.keep_best, fleet.size)
     hosts.on_end(store.last_good)
-    made = []
-    for each, mine, reads, (_, first_state, _, start) in zip(
-        runs, own, loader.loaders, begun, strict=True
-    ):
-        made.append(Member(each, mine, dataclasses.replace(context, run=each.run), start))
+    states, made, frozen = [], [], {}
+    for each, reads, length, place in zip(runs, loader.loaders, lengths, fleet.places, strict=True):
+        own = Model(model.network, each.run.method, model.fetch)
+        optimizer, first_state, frozen, start = init(each.run, own, opened, place, length)
+        context = evaluate.Context(each.run, model, opened, place, {})
+        made.append(Member(each, own, context, start))
         made[-1].describe(reads.fingerprint, first_state.trainable)
-    members = Members(fleet, made, store.last_good)
+        states.append(first_state)
+    state, frozen = fleet.join(states), fleet.copies(frozen)
+    members = Members(fleet, made, store.last_good, frozen)
     step = store.latest_step or 0
     if store.latest_step is not None:
         restored = store.restore(step, state)
@@ -194,17 +188,17 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
             while step < run.train_steps and members.learning.any():
                 profile.before(step + 1, state)
                 batch = next(batches)
-                state, numbers = step_fn(state, frozen, batch, members.learning, loader.heights)
+                state, numbers = step_fn(state, frozen, batch.rows, members.learning)
                 step += 1
                 last = step == run.train_steps
                 members.add(step, numbers, batch.accounts)
                 pace.waited(batches.waited)
                 evaluates = step % run.eval_period == 0 or last
                 if evaluates or step % run.log_period == 0:
-                    members.write(step, state.trainable, pace)
+                    members.write(step, state, pace)
                 values = {}
                 if evaluates:
-                    values = members.evaluate(step, state.trainable, clock)
+                    values = members.evaluate(step, state, clock)
                     pace.reset()
                 stop = hosts.agree(step, signals.received)
                 if evaluates or step % run.checkpoint_period == 0 or stop:
@@ -223,7 +217,7 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
             best = member.best["step"] if member.best else step
             if best not in at_step:
                 at_step[best] = store.restore(best, state).state
-            leaves = [fleet.take(at_step[at].trainable, number) for at in (best, step)]
+            leaves = [fleet.take(at_step[at], number).trainable for at in (best, step)]
             member.finish(*leaves, clock)
     except BaseException as raised:
         error = raised
@@ -240,7 +234,7 @@ def open_loaders(runs: Sequence, opened: Opened, fleet: Fleet) -> list[Loader]:
     """Each run's loader; runs that differ in their seed alone share what it read."""
     shardings, made = fleet.shardings, {}
     blocks, rows = ((0,), 1), runs[0].run.num_microbatches
-    if fleet.size == 1:
+    if fleet.size == 1:  # runs of a fleet are on a device each
         blocks = shardings.own_blocks, shardings.row_shards
         rows *= shardings.row_shards
     loaders = []
@@ -301,8 +295,8 @@ def banner(runs: Sequence, opened: Opened, fleet: Fleet, loader: FleetLoader) ->
     """What is about to run, in one line."""
     run, mesh = runs[0].run, fleet.shardings.mesh
     sizes = " x ".join(f"{n} {axis}" for axis, n in mesh.shape.items())
-    t, u = loader.shapes.capacity
-    counts, shards = loader.shapes.counts, fleet.shardings.row_shards
+    shapes, shards = loader.loaders[0].shapes, fleet.shardings.row_shards
+    (t, u), counts = shapes.capacity, shapes.counts
     several = f"{fleet.size} runs ({fleet.map}) of " if fleet.size > 1 else ""
     mixtures = dict.fromkeys(each.run.data.mixture_or_task_name for each in runs)
     each = "" if several else f", {'/'.join(str(count // shards) for count in counts)} a device"

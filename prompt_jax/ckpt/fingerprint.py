@@ -45,19 +45,21 @@ def of_state(state: Any) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    found = _all_sums([leaf for _, leaf in leaves])
+    groups: dict[Any, dict[str, Array]] = {}  # runs of a fleet may lie on devices of their own
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        groups.setdefault(frozenset(leaf.devices()), {})[jax.tree_util.keystr(path)] = leaf
     return combine(
         {
-            jax.tree_util.keystr(path): digest(leaf.shape, np.asarray(row))
-            for (path, leaf), row in zip(leaves, found, strict=True)
+            name: digest(leaves[name].shape, np.asarray(row))
+            for leaves in groups.values()
+            for name, row in _all_sums(leaves).items()
         }
     )
 
 
 @jax.jit
-def _all_sums(leaves: list[Array]) -> list[Array]:
-    return [sums(leaf) for leaf in leaves]
+def _all_sums(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {name: sums(leaf) for name, leaf in leaves.items()}
 
 
 def digest(shape: tuple[int, ...], sums_: np.ndarray) -> str:
