@@ -226,13 +226,13 @@ class Members(contextlib.ExitStack):
             member.fill(seconds, error)
             member.record.fleet = {"size": size, "index": at, "map": self.fleet.map}
             member.record.bytes["checkpoints"] = held
-            suppressed = contextlib.suppress(OSError) if error else contextlib.nullcontext()
+            told = member.record.as_dict()
             if jax.process_index() == 0:
-                with suppressed:
-                    member.record.write(f"{member.run.model_dir}/record.json")
+                with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                    told = member.record.write(f"{member.run.model_dir}/record.json")
                 if not error and size == 1:
                     print(summary(member.record, member.run.model_dir))
-            written.append(member.record.as_dict())
+            written.append(told)
         return written
 
 

@@ -38,8 +38,14 @@ RUNS = (
 )
 
 
+def configurations(folder, runs, **changes):
+    """One row count, so that little is compiled."""
+    few = {"Data__packing": "False", **changes}
+    return [configure(folder / f"{i}", **{**run, **few}) for i, run in enumerate(runs)]
+
+
 def together(folder, runs=RUNS, how="loop", **changes):
-    configs = [configure(folder / f"{i}", **{**run, **changes}) for i, run in enumerate(runs)]
+    configs = configurations(folder, runs, **changes)
     return train.run_fleet(configs, str(folder / "fleet"), how)
 
 
@@ -51,8 +57,7 @@ def prompts(folder, count, name="prompt_last.npy"):
 def alone(tmp_path_factory):
     """The same runs one by one: (folder, records)."""
     folder = tmp_path_factory.mktemp("alone")
-    configs = [configure(folder / f"{i}", **run) for i, run in enumerate(RUNS)]
-    return folder, [train.run(config) for config in configs]
+    return folder, [train.run(config) for config in configurations(folder, RUNS)]
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +137,16 @@ def test_prompts_of_unequal_length_share_a_fleet(tmp_path, how):
     """In the same rows as alone (given by hand), the numbers differ by rounding alone."""
     lengths, rows = (1, 4, 7), {"PACKED_LENGTHS": "{'inputs': 96, 'targets': 16}"}
     runs = [{"PROMPT_LENGTH": str(length), "DROPOUT_RATE": "0.0"} for length in lengths]
-    few = {"TRAIN_STEPS": "3", "EVAL_PERIOD": "3", **rows}
+    few = {"TRAIN_STEPS": "3", "EVAL_PERIOD": "3", "Data__packing": "True", **rows}
     records = together(tmp_path, runs, how, **few)
     assert [record["trainable_parameters"] for record in records] == [16, 64, 112]
-    for i, length in enumerate(lengths):
-        train.run(configure(tmp_path / f"alone{i}", **runs[i], **few))
-        mine, single = prompts(tmp_path, 3)[i], np.load(tmp_path / f"alone{i}/prompt_last.npy")
+    configs = configurations(tmp_path / "alone", runs, **few)
+    for i, (length, config) in enumerate(zip(lengths, configs, strict=True)):
+        train.run(config)
+        folders = (tmp_path, tmp_path / "alone")
+        mine, single = (np.load(folder / f"{i}" / "prompt_last.npy") for folder in folders)
         assert mine.shape == single.shape == (length, 16)
-        start = np.load(tmp_path / f"alone{i}/prompt_init.npy")
+        start = np.load(tmp_path / f"alone/{i}/prompt_init.npy")
         np.testing.assert_array_equal(np.load(tmp_path / f"{i}/prompt_init.npy"), start)
         off = np.linalg.norm(mine - single) / np.linalg.norm(single - start)
         assert off == 0 if how == "loop" else off < 1e-3
@@ -168,7 +175,7 @@ def test_an_optimizer_does_not_see_rows_without_a_gradient(optimizer):
 def test_tasks_share_a_fleet(tmp_path, how):
     tasks = ("micro_sentiment", "micro_paraphrase")
     runs = [{"MIXTURE_OR_TASK_NAME": f"'{task}'"} for task in tasks]
-    records = together(tmp_path, runs, how, TRAIN_STEPS="2", EVAL_PERIOD="2", Data__packing="False")
+    records = together(tmp_path, runs, how, TRAIN_STEPS="2", EVAL_PERIOD="2")
     assert [record["mixture"] for record in records] == list(tasks)
     assert records[0]["data"] != records[1]["data"]
     assert all(record["status"] == "ok" for record in records)
@@ -241,12 +248,11 @@ def test_devices_share_the_runs(looped, tmp_path, how):
 def test_model_tuning_in_a_fleet_is_the_single_runs(tmp_path):
     runs = [{"RANDOM_SEED": str(seed)} for seed in range(2)]
     few = {"method": "model_tuning", "run": "model_tune", "TRAIN_STEPS": "2", "EVAL_PERIOD": "2"}
-    few["Data__packing"] = "False"
     together(tmp_path, runs, **few)
-    train.run(configure(tmp_path / "alone", **runs[1], **few))
+    train.run(configurations(tmp_path / "alone", runs, **few)[1])
     mine, single = (
         (tmp_path / folder / "backbone" / "model.safetensors").read_bytes()
-        for folder in ("1", "alone")
+        for folder in ("1", "alone/1")
     )
     assert mine == single
 
