@@ -109,9 +109,6 @@ def work(runs: Runs, fleet_id: str, finished: Finished) -> bool:
         plan = packing.read_plan(runs.folder)  # another launcher may have planned runs anew
         fleet = next(each for each in plan if each.id == fleet_id)
         state = state_of(fleet, plan, runs, finished.status())
-        if not state.left:
-            claim.release(for_good=True)
-            return True
         for name in state.left:
             if name in state.unmet:
                 need = runs.members[state.unmet[name]]
