@@ -31,6 +31,7 @@ CORE = [
     "etils[epath]>=1.13",
     "jaxtyping>=0.3",
     "rich>=13.9",
+    "pyarrow>=18",  # Parquet; tensorflow-datasets brings it
     "tensorboardX>=2.6.2",
     "matplotlib>=3.9",
     "scikit-learn>=1.5",  # F1, Matthews; the bag-of-words baseline

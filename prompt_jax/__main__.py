@@ -215,6 +215,26 @@ def _flags_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--of_workers", type=_positive, default=None, help=argparse.SUPPRESS)
 
 
+def _flags_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths", nargs="+", metavar="DIR", help="records, or folders of them; local or gs://"
+    )
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="COLUMN=VALUE",
+        help="also != < <= > >= and ~ (contains); repeatable: all must hold",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns", metavar="A,B", help="default: point, status, metrics, cost; in files: all"
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="--sort=-COLUMN: the largest first")
+    parser.add_argument(
+        "--list", action="store_true", help="every column, each with an example of its values"
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write the table instead of printing it")
+    parser.add_argument("--parquet", metavar="FILE", help="likewise")
+    parser.add_argument("--json", metavar="FILE", help="likewise; without --columns whole records")
+
+
 def _positive(text: str) -> int:
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
@@ -308,6 +328,12 @@ VERBS = {
         "what a run costs on a machine that is not here",
         _flags_plan,
         "prompt_jax.plan.command:plan_command",
+    ),
+    "ledger": Verb(
+        "records of runs: select, list, write as a table",
+        _flags_ledger,
+        "prompt_jax.study.query:ledger_command",
+        gin=False,
     ),
     "tasks": Verb(
         "list tasks, or show one",

@@ -16,22 +16,48 @@ def common(part: Any) -> Any:
         part: a configuration dataclass, a container of them, or a plain value.
 
     Returns:
-        Nested tuples: equal, with equal `repr`, for parts that may share a program.
+        Nested dicts, tuples and values: equal, with equal `repr`, for parts that may share a
+        program.
     """
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         kind = type(part)
-        kept = [
-            f.name for f in dataclasses.fields(part) if f.name not in getattr(kind, "varies", ())
-        ]
-        values = tuple((name, common(getattr(part, name))) for name in kept)
-        return (f"{kind.__module__}:{kind.__qualname__}", values)
+        varies = getattr(kind, "varies", ())
+        names = [field.name for field in dataclasses.fields(part) if field.name not in varies]
+        own = {name: common(getattr(part, name)) for name in names}
+        return {"": f"{kind.__module__}:{kind.__qualname__}", **own}
     if isinstance(part, dict):
-        return ("dict", tuple(sorted(((repr(k), common(v)) for k, v in part.items()), key=repr)))
-    if isinstance(part, (list, tuple)):
-        return ("tuple", tuple(common(item) for item in part))
+        return {repr(key): common(part[key]) for key in sorted(part, key=repr)}
+    if isinstance(part, list | tuple):
+        return tuple(common(value) for value in part)
     return part
 
 
 def fleet_key(part: Any) -> str:
     """Twelve hexadecimal digits that parts share if, and only if, their `common` is the same."""
     return hashlib.sha256(repr(common(part)).encode()).hexdigest()[:12]
+
+
+def difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where what `common` returned differs, as (name, value of a, value of b)."""
+    if (
+        isinstance(a, dict)
+        and isinstance(b, dict)
+        and a.keys() == b.keys()
+        and a.get("") == b.get("")
+    ):
+        kind = a[""].partition(":")[2] if "" in a else None
+        names = {key: f"{kind}.{key}" if kind else f"{name}[{key}]" for key in a}
+        pairs = [(names[key], a[key], b[key]) for key in a]
+    elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        pairs = [(f"{name}[{at}]", *both) for at, both in enumerate(zip(a, b, strict=True))]
+    elif isinstance(a, dict) and isinstance(b, dict):
+        return name, _kind(a), _kind(b)
+    else:
+        return None if a == b else (name, a, b)
+    found = (difference(mine, theirs, where) for where, mine, theirs in pairs)
+    return next((each for each in found if each), None)
+
+
+def _kind(shown: dict) -> str:
+    """What to call a dict that `common` made: the part's class, or the keys."""
+    return shown[""].partition(":")[2] if "" in shown else ", ".join(shown)

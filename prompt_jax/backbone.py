@@ -48,7 +48,7 @@ class Opened:
         params: "backbone/..." -> array in its shard, storage dtype.
         fingerprint: of the weights.
         vocabulary: encodes and decodes text.
-        path: where the weights came from.
+        path: where the weights came from, as it was named.
     """
 
     params: Tree
@@ -130,7 +130,6 @@ def open_backbone(backbone: Backbone, model: Model, shardings: Shardings) -> Ope
 
         loaded = load.load_backbone(path, backbone.config, sharding=sharding)
         params, fingerprint = flatten({"backbone": loaded.params}), loaded.fingerprint
-        path = str(resolve_path(path))
     else:
         raise UserError(
             "INITIAL_CHECKPOINT_PATH is unset, e.g. "

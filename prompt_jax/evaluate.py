@@ -178,7 +178,7 @@ def task_requests(context: Context, tokens: cache.TokenCache, count: int) -> lis
             "answered; evaluate it by its loss (probes.LossGap)"
         )
     length = context.run.data.task_feature_lengths["inputs"]
-    slots = layout.slot_ids(context.model.method.slots)
+    slots = layout.slot_ids(context.run.method.slots)
     return [Request(layout.truncate(tokens.inputs(i), length), slots) for i in range(count)]
 
 

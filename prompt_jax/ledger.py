@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -39,12 +40,27 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def device_memory_mb() -> float | None:
+    """The most memory that the first device has held, in MB; None: it keeps no account (a CPU)."""
+    stats = jax.local_devices()[0].memory_stats()
+    return round(stats["peak_bytes_in_use"] / 2**20, 1) if stats else None
+
+
+def folder_bytes(path: str | os.PathLike) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    path = epath.Path(path)
+    if path.is_dir():
+        return sum(map(folder_bytes, path.iterdir()))
+    return path.stat().length if path.exists() else 0
+
+
 class Clock:
     """Seconds by purpose: total, compile, train, eval, data_wait."""
 
     def __init__(self):
         self.started = time.monotonic()
         self.seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0, "data_wait": 0.0}
+        self.earlier: dict[str, float] = {}  # of the processes whose work this one goes on with
 
     def add(self, purpose: str, seconds: float) -> None:
         """Adds to one purpose."""
@@ -55,7 +71,7 @@ class Clock:
         seen = set()
 
         def call(*args):
-            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args))
+            shapes = tuple(getattr(leaf, "shape", leaf) for leaf in jax.tree.leaves(args))
             if shapes in seen:
                 return function(*args)
             seen.add(shapes)
@@ -67,23 +83,31 @@ class Clock:
         return call
 
     def all(self) -> dict[str, float]:
-        """Every purpose, and the total since the start."""
+        """Every purpose, and the total since the start, of all processes of a run."""
         seconds = {"total": time.monotonic() - self.started, **self.seconds}
-        return {name: round(value, 3) for name, value in seconds.items()}
+        return {k: round(v + self.earlier.get(k, 0.0), 3) for k, v in seconds.items()}
 
 
 @dataclasses.dataclass
 class Record:
-    """What a run was, cost and gave; metrics are fractions 0..1, `files` are SHA-256."""
+    """What a run was, cost and gave; metrics are fractions 0..1, `files` are SHA-256.
+
+    `seconds` are its share of its fleet's; `bytes`, of its checkpoints and of what it leaves.
+    """
 
     run: str
     method: str
     mixture: str
     backbone: dict[str, Any]
-    trainable_parameters: int
     config: dict[str, Any]
     config_hash: str
     seed: int
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    vocabulary: str = ""
+    data: str = ""
+    trainable_parameters: int = 0
+    fleet: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     steps: int = 0
     examples: int = 0
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -108,6 +132,7 @@ class Record:
                 "count": jax.device_count(),
                 "processes": jax.process_count(),
             },
+            "device_memory_mb": device_memory_mb(),
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 

@@ -32,10 +32,12 @@ class LossGap:
     def __call__(self, context, params, split: str) -> dict[str, float]:
         """{"loss", "shuffled_loss", "gap", "token_accuracy", "negative_loss"}; nats a token."""
         run = context.run
+        slots = run.method.slots
         data = dataclasses.replace(run.data, split=split, packing=False)
         blocks = context.shardings.own_blocks, context.shardings.row_shards
         loader = context.once(
-            ("gap", split), lambda: open_loader(data, context.opened.vocabulary, 0, blocks)
+            ("gap", repr(data), slots),
+            lambda: open_loader(data, context.opened.vocabulary, slots, blocks),
         )
         whole = context.shardings.replicated
         make = lambda: jax.jit(self._sums(context.model), out_shardings=whole)  # noqa: E731

@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -81,54 +82,82 @@ class Profile(contextlib.AbstractContextManager):
             self._stop()
 
 
+class Pace:
+    """How fast a fleet goes: seconds and the share of waiting for data since the last row."""
+
+    def __init__(self, clock: ledger.Clock, start_step: int, steps: int):
+        """Starts to count.
+
+        Args:
+            clock: where seconds are added.
+            start_step: the step to go on from.
+            steps: the last step.
+        """
+        self._clock, self._start_step, self._steps = clock, start_step, steps
+        self._begin = time.monotonic()
+        self._waited = self._waited_before = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """A window begins now: what came before (an evaluation) is nobody's."""
+        self._since, self._waited_before = time.monotonic(), self._waited
+
+    def waited(self, seconds: float) -> None:
+        """Says for how long data was waited for so far."""
+        self._waited = self._clock.seconds["data_wait"] = seconds
+
+    def close(self) -> tuple[float, float]:
+        """(seconds, share of them spent waiting for data) of the window, which ends."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        waited = self._waited - self._waited_before
+        self._clock.add("train", seconds)
+        self.reset()
+        return seconds, waited / seconds
+
+    def left(self, step: int) -> float:
+        """Seconds until the last step, at the pace so far."""
+        each = (time.monotonic() - self._begin) / max(step - self._start_step, 1)
+        return each * (self._steps - step)
+
+
 class Progress(contextlib.AbstractContextManager):
-    """Turns the numbers of steps into rows of the curve.
+    """Turns the numbers of a run's steps into rows of its curve.
 
     Rows hold: step, loss (nats per target token), token_accuracy, grad_norm, moved (share of the
     prompt's first norm), examples_per_second, tokens_per_second (real ones), data_wait (share).
     """
 
     def __init__(
-        self,
-        model_dir: str,
-        steps: int,
-        start_step: int,
-        clock: ledger.Clock,
-        start: dict[str, np.ndarray],
-        done: dict[str, Any],
+        self, model_dir: str, start_step: int, start: dict[str, np.ndarray], done: dict[str, Any]
     ):
         """Opens the curve; rows after `start_step`, left by a killed process, are dropped.
 
         Args:
             model_dir: MODEL_DIR.
-            steps: the last step.
             start_step: the step to go on from.
-            clock: where seconds are added.
             start: the prompt's first values.
-            done: examples, tokens and seconds of earlier processes of this run.
+            done: examples and tokens of earlier processes of this run.
         """
         self.examples = done.get("examples", 0)
         self.tokens = {**dict.fromkeys(COUNTED, 0), **done.get("tokens", {})}
-        self._earlier = done.get("seconds", {})
         self._dir = epath.Path(model_dir)
         self._file = self._dir / "curve.jsonl"
-        self._steps, self._start_step, self._clock, self._start = steps, start_step, clock, start
+        self._start = start
         first = jax.process_index() == 0 and self._file.exists()  # it rewrites the file
         rows = self._file.read_text().splitlines() if first else []
         self.curve = [row for row in map(json.loads, rows) if row["step"] <= start_step]
         self.step = start_step
-        self._pending: tuple | None = None
         self._warned = start_step >= MOVED_STEPS
+        self._reset()
 
     def __enter__(self) -> "Progress":
         from tensorboardX import SummaryWriter
 
         self._events = None
         if jax.process_index() == 0:
+            self._dir.mkdir(parents=True, exist_ok=True)
             self._rewrite()
             self._events = SummaryWriter(str(self._dir / "tensorboard"))
-        self._begin = time.monotonic()
-        self._reset()
         return self
 
     def __exit__(self, *_) -> None:
@@ -140,58 +169,50 @@ class Progress(contextlib.AbstractContextManager):
         self._file.write_text("".join(json.dumps(row) + "\n" for row in self.curve))
 
     def _reset(self) -> None:
-        self._since = time.monotonic()
         self._window = {"loss": 0.0, "grad_norm": 0.0, "correct": 0.0, "targets": 0.0, "steps": 0}
-        self._seen = {"examples": 0, "tokens": 0, "waited": 0.0}
+        self._seen = {"examples": 0, "tokens": 0}
 
-    def add(self, step: int, numbers: dict[str, Any], accounting, waited: float) -> None:
-        """Takes the numbers of a step that was just dispatched; reads those of the one before."""
-        self.settle()
-        self._pending = (step, numbers)
+    def add(self, step: int, accounting) -> None:
+        """Counts what a step that was just dispatched reads."""
         self.step = step
         self.examples += accounting.examples
         for name in COUNTED:
             self.tokens[name] += getattr(accounting, name)
         self._seen["examples"] += accounting.examples
         self._seen["tokens"] += accounting.real
-        self._seen["waited"] += waited - self._clock.seconds["data_wait"]
-        self._clock.seconds["data_wait"] = waited
 
-    def settle(self) -> None:
-        """Waits for the last step's numbers and checks them.
+    def settle(self, step: int, numbers: dict[str, float]) -> None:
+        """Takes the numbers of a step that is done, and checks them.
 
         Raises:
             RunFailed: the loss is not finite.
         """
-        if self._pending is None:
-            return
-        step, numbers = self._pending
-        self._pending = None
-        numbers = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        numbers = dict(numbers)
         if not math.isfinite(numbers["loss"] + numbers.pop("norm")):
             raise RunFailed(
                 f"the loss ({numbers['loss']}) or what it moved is not finite at step {step}; "
-                f"last good checkpoint: "
-                f"{self._last_checkpoint()}; try a lower learning rate or float32 compute"
+                "try a lower learning rate or float32 compute"
             )
         for name, value in numbers.items():
             self._window[name] += value
         self._window["steps"] += 1
         self._loss = numbers["loss"]
 
-    def _last_checkpoint(self) -> str:
-        folder = self._dir / "checkpoints"
-        found = folder.iterdir() if folder.exists() else []
-        steps = sorted(int(path.name) for path in found if path.name.isdigit())
-        return str(folder / str(steps[-1])) if steps else "none"
+    def write(
+        self, step: int, trainable: dict, seconds: float, data_wait: float
+    ) -> dict[str, float | int]:
+        """Closes a window of steps: a row of the curve, events.
 
-    def write(self, step: int, trainable: dict) -> None:
-        """Closes a window of steps: a row of the curve, a line in the log, events."""
-        self.settle()
-        window, seconds = self._window, max(time.monotonic() - self._since, 1e-9)
-        if not window["steps"]:
-            return
-        self._clock.add("train", seconds)
+        Args:
+            step: the last of them, settled.
+            trainable: leaves, as they are now.
+            seconds: that the window took.
+            data_wait: share of them spent waiting for data.
+
+        Returns:
+            The row.
+        """
+        window = self._window
         row = {
             "step": step,
             "loss": self._loss,
@@ -200,13 +221,18 @@ class Progress(contextlib.AbstractContextManager):
             "moved": self._moved(trainable),
             "examples_per_second": self._seen["examples"] / seconds,
             "tokens_per_second": self._seen["tokens"] / seconds,
-            "data_wait": self._seen["waited"] / seconds,
+            "data_wait": data_wait,
         }
         row = {name: value for name, value in row.items() if value is not None}
         self._append(row)
-        log.info("%s", self._line(row))
         self._warn_if_still(step, row)
         self._reset()
+        return row
+
+    @property
+    def open(self) -> bool:
+        """Whether steps were settled since the last row."""
+        return self._window["steps"] > 0
 
     def _append(self, row: dict[str, Any]) -> None:
         self.curve.append(row)
@@ -217,22 +243,11 @@ class Progress(contextlib.AbstractContextManager):
                 if name != "step":
                     self._events.add_scalar(f"train/{name}", value, row["step"])
 
-    def _line(self, row: dict[str, Any]) -> str:
-        done = row["step"] - self._start_step
-        left = (time.monotonic() - self._begin) / max(done, 1) * (self._steps - row["step"])
-        moved = f"moved {row['moved']:.2f}  " if "moved" in row else ""
-        return (
-            f"step {row['step']}/{self._steps}  loss {row['loss']:.4f}  "
-            f"token acc {row['token_accuracy']:.3f}  grad {row['grad_norm']:.2e}  {moved}"
-            f"{row['examples_per_second']:.0f} ex/s  {row['tokens_per_second']:.0f} tok/s  "
-            f"data {row['data_wait']:.0%}  {left:.0f} s left"
-        )
-
     def _moved(self, trainable: dict) -> float | None:
         if not self._start:
             return None
         moved = sum(
-            float(np.sum(np.square(np.asarray(trainable[path]) - first)))
+            float(np.sum(np.square(np.asarray(trainable[path])[: len(first)] - first)))
             for path, first in self._start.items()
         )
         norm = sum(float(np.sum(np.square(first))) for first in self._start.values())
@@ -244,45 +259,62 @@ class Progress(contextlib.AbstractContextManager):
         self._warned = True
         if row["moved"] < MOVED_SHARE:
             log.warning(
-                "the prompt has moved %.2g of its norm in %d steps: the learning rate is too low "
-                "(prompts want about 0.3 with Adafactor), or no slot reaches the model (gradient "
-                "norm %.2g; check Data.layout), or the init is far larger than the embeddings",
+                "%s: the prompt has moved %.2g of its norm in %d steps: the learning rate is too "
+                "low (prompts want about 0.3 with Adafactor), or no slot reaches the model "
+                "(gradient norm %.2g; check Data.layout), or the init is far larger than the "
+                "embeddings",
+                self._dir.name,
                 row["moved"],
                 step,
                 row["grad_norm"],
             )
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Shows the numbers of an evaluation."""
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        log.info("eval at step %d: %s", step, shown)
+        """Adds the numbers of an evaluation to the last row, and to the events."""
         if self._events:
             for name, value in metrics.items():
                 self._events.add_scalar(f"eval/{name}", value, step)
         self.curve[-1].update({f"eval/{name}": value for name, value in metrics.items()})
         if self._events:
             self._rewrite()
-        self._reset()
 
     @property
     def done(self) -> dict[str, Any]:
-        """Examples, tokens and seconds so far, those of earlier processes included."""
-        seconds = self._clock.all()
-        return {
-            "examples": self.examples,
-            "tokens": self.tokens,
-            "seconds": {k: round(v + self._earlier.get(k, 0.0), 3) for k, v in seconds.items()},
-        }
+        """Examples and tokens so far, those of earlier processes included."""
+        return {"examples": self.examples, "tokens": dict(self.tokens)}
 
     def fill(self, record: ledger.Record) -> None:
         """Writes what the run did so far into its record."""
-        record.steps = self.step
-        done = self.done
-        record.examples, record.tokens, record.seconds = (
-            done[name] for name in ("examples", "tokens", "seconds")
-        )
+        record.steps, record.curve = self.step, self.curve
+        record.examples, record.tokens = self.examples, self.tokens
         record.peak_rss_mb = round(ledger.peak_rss_mb(), 1)
-        record.curve = self.curve
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """A number of one run, or the least and the greatest of several."""
+    shown = sorted({format(value, form) for value in values}, key=float)
+    return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
+
+
+def step_line(rows: Sequence[dict[str, Any]], steps: int, left: float) -> str:
+    """A line of the log.
+
+    Args:
+        rows: of the runs that still train.
+        steps: the last step.
+        left: seconds until then.
+    """
+    of = {name: [row[name] for row in rows] for name in rows[0]}
+    runs = f"{len(rows)} runs  " if len(rows) > 1 else ""
+    moved = f"moved {span(of['moved'], '.2f')}  " if "moved" in of else ""
+    return (
+        f"step {rows[0]['step']}/{steps}  {runs}loss {span(of['loss'], '.4f')}  "
+        f"token acc {span(of['token_accuracy'], '.3f')}  "
+        f"grad {span(of['grad_norm'], '.2e')}  {moved}"
+        f"{sum(of['examples_per_second']):.0f} ex/s  "
+        f"{sum(of['tokens_per_second']):.0f} tok/s  "
+        f"data {rows[0]['data_wait']:.0%}  {left:.0f} s left"
+    )
 
 
 def summary(record: ledger.Record, model_dir: str) -> str:

@@ -1,6 +1,7 @@
 """Every kind of step. Gradients, accumulators and optimizer state have `trainable`'s structure."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -151,3 +152,52 @@ def jit_train_step(model: Model, optimizer: optax.GradientTransformation, num_mi
         return train_step(model, optimizer, num_microbatches, state, frozen, batch)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def fleet_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    at_once: bool,
+    heights: tuple[int, ...],
+    state: TrainState,
+    frozen: Tree,
+    batch: dict[str, Array],
+    choice: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+    """`train_step` of R runs: one after the other (`lax.map`), or `at_once` (`vmap`).
+
+    Args:
+        model: assembled functions.
+        optimizer: one for all; rates lie in its state.
+        num_microbatches: as in `loss_and_grads`.
+        at_once: `vmap`; every batch then has all rows.
+        heights: row counts; in turn, each run is computed in the rows that it would have alone.
+        state: leaves [R, ...].
+        frozen: the leaves that are the same for all.
+        batch: rows [R, B, ...].
+        choice: int32 [R]; 0 for a run that rests (its state stays, its numbers are 0), else 1 +
+            the index in `heights` of the rows that its batch takes.
+
+    Returns:
+        The next states, and what the log wants of each run, [R].
+    """
+    one = functools.partial(train_step, model, optimizer, num_microbatches)
+
+    def rest(state, batch):
+        shapes = jax.eval_shape(one, state, frozen, batch)[1]
+        return state, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def train(height, state, batch):
+        return one(state, frozen, {name: rows[:height] for name, rows in batch.items()})
+
+    if at_once:
+
+        def masked(state, batch, choice):
+            pick = lambda new, old: jnp.where(choice > 0, new, old)  # noqa: E731
+            return jax.tree.map(pick, train(None, state, batch), rest(state, batch))
+
+        return jax.vmap(masked)(state, batch, choice)
+    branches = [rest, *(functools.partial(train, height) for height in heights)]
+    each = lambda run: jax.lax.switch(run[2], branches, run[0], run[1])  # noqa: E731
+    return jax.lax.map(each, (state, batch, choice))

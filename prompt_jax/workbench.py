@@ -31,6 +31,8 @@ from prompt_jax.data import layout
 from prompt_jax.data.loader import Data, Loader
 from prompt_jax.data.vocabulary import load_vocabulary
 from prompt_jax.errors import RunFailed
+from prompt_jax.fleet import Fleet
+from prompt_jax.member import Members
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request
 from prompt_jax.step import jit_train_step, loss_and_grads
@@ -419,19 +421,15 @@ def checkpoint(steps: Steps, repeat: int) -> dict[str, Any]:
 
     The first save, which also starts Orbax, is not counted.
     """
-    said = train.extra(steps.bench.opened, steps.run, None, 0, {})
+    alone = Members(Fleet(1, "loop", steps.bench.shardings), [])
+    said = train.extra(steps.bench.opened, steps.run, ledger.Clock(), alone)
     with tempfile.TemporaryDirectory() as folder:
         store, seconds = Store(f"{folder}/checkpoints"), []
         for step in range(repeat + 1):
             began = time.perf_counter()
-            store.save(step, steps.state, said, float(step))
+            store.save(step, steps.state, said, {0: float(step)})
             store.wait()
             seconds.append(time.perf_counter() - began)
-        size = folder_bytes(pathlib.Path(folder) / "checkpoints" / str(repeat))
+        size = ledger.folder_bytes(pathlib.Path(folder) / "checkpoints" / str(repeat))
         store.close()
     return {"bytes": size, "seconds": seconds[1:]}
-
-
-def folder_bytes(folder: pathlib.Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -30,15 +30,16 @@ class Restored:
 
 
 class Store:
-    """The checkpoints of one run, `MODEL_DIR/checkpoints/STEP`."""
+    """The checkpoints of a fleet of runs (one, mostly), `FOLDER/checkpoints/STEP`."""
 
-    def __init__(self, directory: str, keep_latest: int = 2, keep_best: int = 1):
+    def __init__(self, directory: str, keep_latest: int = 2, keep_best: int = 1, runs: int = 1):
         """Opens or creates the folder; unfinished saves of a killed process are removed.
 
         Args:
             directory: `MODEL_DIR/checkpoints`, local or gs://.
             keep_latest: how many of the newest steps stay.
-            keep_best: how many of the best steps stay, whatever their age.
+            keep_best: how many of the best steps of each run stay, whatever their age.
+            runs: R.
 
         Raises:
             UserError: a damaged checkpoint is there.
@@ -46,20 +47,23 @@ class Store:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as managers
 
-        best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics["value"],
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
+        best = [
+            managers.BestN(
+                get_metric_fn=lambda metrics, run=str(run): metrics.get(run, float("-inf")),
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            for run in range(runs)
+        ]
         self._args = ocp.args
         # Orbax takes absolute paths only.
         remote = "://" in directory
         self.directory = epath.Path(directory if remote else os.path.abspath(directory))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(
-                [managers.LatestN(keep_latest), best]
+                [managers.LatestN(keep_latest), *best]
             ),
-            best_fn=lambda metrics: metrics["value"],
+            best_fn=lambda metrics: max(metrics.values()),  # the policy decides; this turns it on
             cleanup_tmp_directories=True,
             save_root_metadata=False,
         )
@@ -78,25 +82,21 @@ class Store:
         """The newest finished step."""
         return self._manager.latest_step()
 
-    @property
-    def best_step(self) -> int | None:
-        """The finished step with the highest metric."""
-        return self._manager.best_step()
-
-    def save(self, step: int, state: Any, extra: dict, value: float | None = None) -> None:
+    def save(self, step: int, state: Any, extra: dict, values: dict[int, float] | None = None):
         """Starts a save; it becomes visible only when it is complete.
 
         Args:
             step: its name.
             state: tree of arrays.
             extra: JSON beside it.
-            value: the metric by which the best is kept; None: not a candidate.
+            values: run -> the metric by which its best is kept; a run without one does not ask
+                for this step.
 
         Raises:
             RunFailed: this or the previous save could not be written.
         """
-        value = None if value is None else float(value)
-        extra = {**extra, "state_digest": fingerprint.of_state(state), "value": value}
+        metrics = {str(run): float(value) for run, value in (values or {}).items()}
+        extra = {**extra, "state_digest": fingerprint.of_state(state), "values": metrics}
         extra["digest"] = _digest(extra)
         extra = json.loads(json.dumps(extra))  # it is written later, as it is now
         try:
@@ -105,7 +105,7 @@ class Store:
                 args=self._args.Composite(
                     state=self._args.StandardSave(state), extra=self._args.JsonSave(extra)
                 ),
-                metrics=None if value is None else {"value": value},
+                metrics=metrics or None,
                 force=True,
             )
         except Exception as error:
@@ -145,8 +145,8 @@ class Store:
         if extra.pop("digest", None) != _digest(extra):
             raise self._damaged(step, "")
         metrics = self._manager.metrics(step) or {}
-        state_digest, value = extra.pop("state_digest"), extra.pop("value")
-        if state_digest != fingerprint.of_state(read["state"]) or value != metrics.get("value"):
+        state_digest, values = extra.pop("state_digest"), extra.pop("values")
+        if state_digest != fingerprint.of_state(read["state"]) or values != metrics:
             raise self._damaged(step, "")
         return Restored(read["state"], extra)
 

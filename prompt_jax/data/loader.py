@@ -5,6 +5,8 @@ is the same for any number of processes: each plans the same global batch and bu
 `BATCH_SIZE` counts examples, packed or not; packing only decides in how many rows they lie.
 """
 
+import copy
+import dataclasses
 import functools
 import sys
 import time
@@ -12,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -70,6 +72,8 @@ class Data:
     objective: Any = None
     mixture_period: int = 0
     cache_dir: str | None = None
+
+    varies: ClassVar = ("mixture_or_task_name", "seed")
 
 
 def _positions(number: int, length: int, seed: int):
@@ -223,11 +227,29 @@ class Loader:
             rows = lay.round_up(data.batch_size, multiple)
             capacity = (lay.round_up(longest[0], 8), lay.round_up(longest[1], 8))
             return lay.Shapes(capacity, (rows,), False, multiple)
-        batches = self._simulate()
         if given is None:
-            capacity = lay.choose_capacity(batches, longest)
-        needs = [len(lay.pack(lengths, capacity)) for lengths in batches]
-        return lay.Shapes(capacity, lay.choose_sizes(needs, multiple), True, multiple)
+            capacity = lay.choose_capacity(self._simulated, longest)
+        return lay.Shapes(
+            capacity, lay.choose_sizes(self._needs(capacity), multiple), True, multiple
+        )
+
+    def _needs(self, capacity: tuple[int, int]) -> list[int]:
+        """Rows of this capacity that the simulated batches take."""
+        return [len(lay.pack(lengths, capacity)) for lengths in self._simulated]
+
+    def reseeded(self, seed: int) -> "Loader":
+        """The same examples and shapes in the order of another seed."""
+        other = copy.copy(self)
+        other.data = dataclasses.replace(self.data, seed=seed)
+        for made in ("_streams", "_mixed", "_simulated"):
+            other.__dict__.pop(made, None)
+        return other
+
+    def in_shapes(self, shapes: lay.Shapes) -> "Loader":
+        """The same batches in other rows (see `common_shapes`)."""
+        other = copy.copy(self)
+        other.shapes = shapes
+        return other
 
     @functools.cached_property
     def _streams(self) -> list:
@@ -253,9 +275,11 @@ class Loader:
             stream = self._streams[rng.choice(len(weights), p=weights / weights.sum())]
         return list(stream._getitems(range(step * size, (step + 1) * size)))
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - a loader lives as long as its run
-    def _simulate(self) -> list[np.ndarray]:
-        """Lengths of the first batches of the stream."""
+    @functools.cached_property
+    def _simulated(self) -> list[np.ndarray]:
+        """Lengths of the first batches of the stream of seed 0: no seed changes a shape."""
+        if self.data.seed:
+            return self.reseeded(0)._simulated
         count = max(2, min(64, _SIMULATED // self.data.batch_size))
         return [self._measure(self._refs(step))[0][:, :2] for step in range(count)]
 
@@ -332,14 +356,29 @@ class Loader:
         return Prefetch(self, start_step, threads, ahead)
 
 
-class Prefetch:
-    """An iterator over (batch, Accounting) that works ahead and knows how long it was waited for.
+def common_shapes(loaders: Sequence[Loader]) -> lay.Shapes:
+    """Shapes in which every loader's batches fit: their own, where they are alike."""
+    first, *others = [loader.shapes for loader in loaders]
+    if all(shapes == first for shapes in others):
+        return first
+    capacities = [loader.shapes.capacity for loader in loaders]
+    capacity = max(wide for wide, _ in capacities), max(deep for _, deep in capacities)
+    if not first.packed:
+        return dataclasses.replace(first, capacity=capacity)
+    needs = [need for loader in loaders for need in loader._needs(capacity)]
+    return dataclasses.replace(
+        first, capacity=capacity, counts=lay.choose_sizes(needs, first.row_multiple)
+    )
 
-    `waited`: seconds that `next` spent waiting so far. `step`: the step that `next` will return.
+
+class Prefetch:
+    """An iterator over what `loader.batch(step)` makes, ahead of time.
+
+    `waited`: seconds that `next` spent waiting. `step`: the step that `next` will return.
     Close it (or use it in a `with`) to end its threads.
     """
 
-    def __init__(self, loader: Loader, start_step: int, threads: int, ahead: int):
+    def __init__(self, loader: Any, start_step: int, threads: int = 1, ahead: int = 4):
         self.step, self.waited = start_step, 0.0
         self._loader = loader
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="data")
@@ -351,7 +390,7 @@ class Prefetch:
     def __iter__(self) -> "Prefetch":
         return self
 
-    def __next__(self) -> tuple[lay.Batch, lay.Accounting]:
+    def __next__(self) -> Any:
         began = time.perf_counter()
         made = self._pending.popleft().result()
         self.waited += time.perf_counter() - began

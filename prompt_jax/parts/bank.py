@@ -1,8 +1,9 @@
 """How prompt vectors are stored."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prompt_jax.errors import UserError
@@ -21,6 +22,8 @@ class PromptBank:
     length: int
     init: Any = SampledVocabulary()
 
+    varies: ClassVar = ("length", "init")
+
     def init_params(self, key: Array, vocabulary: Vocabulary) -> dict[str, Array]:
         """Fresh leaves of the bank, {"encoder": float32 [P, H]}.
 
@@ -34,3 +37,11 @@ class PromptBank:
     def prompts(self, params: dict[str, Array]) -> Float[Array, "P H"]:
         """The vectors that enter the model."""
         return params["encoder"]
+
+    def pad(self, leaf: Float[Array, "P H"], length: int) -> Float[Array, "Q H"]:
+        """The leaf as the first rows of `length`; the others are zero and have no slot."""
+        return jnp.pad(leaf, ((0, length - self.length), (0, 0)))
+
+    def trim(self, leaf: Float[Array, "Q H"]) -> Float[Array, "P H"]:
+        """The rows of its own."""
+        return leaf[: self.length]

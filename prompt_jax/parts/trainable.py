@@ -1,8 +1,12 @@
-"""What moves, and how: path rules sort leaves into optimizer groups; no group means frozen."""
+"""What moves, and how: path rules sort leaves into optimizer groups; no group means frozen.
+
+Learning rates are part of an optimizer's state, so that runs of a fleet may have different ones.
+"""
 
 import dataclasses
+import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import optax
 
@@ -38,17 +42,35 @@ class Adafactor:
     multiply_by_parameter_scale: bool = False
     clipping_threshold: float = 1.0
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax chain."""
-        return optax.adafactor(
-            learning_rate=self.learning_rate,
-            decay_rate=self.decay_rate,
-            decay_offset=-self.step,
-            factored=self.factored,
-            multiply_by_parameter_scale=self.multiply_by_parameter_scale,
-            clipping_threshold=self.clipping_threshold,
-            weight_decay_rate=self.weight_decay or None,
-        )
+    varies: ClassVar = ("learning_rate",)
+
+    def build(self, live: float = 1.0) -> optax.GradientTransformation:
+        """The optax chain.
+
+        Args:
+            live: share of a padded leaf's numbers that are a prompt's own. The others have no
+                gradient, so an update's RMS over the leaf is that of its own numbers times
+                sqrt(live); the threshold follows.
+        """
+
+        def chain(learning_rate, clipping_threshold):
+            return optax.adafactor(
+                learning_rate=learning_rate,
+                decay_rate=self.decay_rate,
+                decay_offset=-self.step,
+                factored=self.factored,
+                multiply_by_parameter_scale=self.multiply_by_parameter_scale,
+                clipping_threshold=clipping_threshold,
+                weight_decay_rate=self.weight_decay or None,
+            )
+
+        threshold = self.clipping_threshold * math.sqrt(live)
+        return optax.inject_hyperparams(chain)(self.learning_rate, threshold)
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows without a gradient leave the others' updates as they are."""
+        return not (self.factored or self.multiply_by_parameter_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,28 +97,28 @@ class AdamW:
     weight_decay: float = 0.0
     clip_norm: float = 0.0
 
+    varies: ClassVar = ("learning_rate",)
+    pads: ClassVar = True  # a row without a gradient moves none
+
     def schedule(self) -> optax.Schedule:
-        """Rate by step."""
+        """Share of the peak by step."""
+        first = 0.0 if self.warmup_steps else 1.0
         if self.decay_steps:
             return optax.warmup_cosine_decay_schedule(
-                0.0 if self.warmup_steps else self.learning_rate,
-                self.learning_rate,
-                self.warmup_steps,
-                self.decay_steps,
-                self.learning_rate * self.end_rate,
+                first, 1.0, self.warmup_steps, self.decay_steps, self.end_rate
             )
-        return optax.linear_schedule(
-            self.learning_rate if not self.warmup_steps else 0.0,
-            self.learning_rate,
-            max(self.warmup_steps, 1),
-        )
+        return optax.linear_schedule(first, 1.0, max(self.warmup_steps, 1))
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax chain."""
-        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
-        return optax.chain(
-            clip, optax.adamw(self.schedule(), self.b1, self.b2, weight_decay=self.weight_decay)
-        )
+    def build(self, live: float = 1.0) -> optax.GradientTransformation:
+        """The optax chain; `live` changes nothing here (see Adafactor)."""
+        del live
+
+        def chain(learning_rate):
+            clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+            adamw = optax.adamw(self.schedule(), self.b1, self.b2, weight_decay=self.weight_decay)
+            return optax.chain(clip, adamw, optax.scale(learning_rate))
+
+        return optax.inject_hyperparams(chain)(self.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +167,11 @@ class Trainable:
         trainable = {path: leaf for path, leaf in params.items() if labels[path] is not None}
         return frozen, trainable
 
-    def build(self, paths) -> optax.GradientTransformation:
-        """The optimizer over a trainable tree with these paths."""
+    def build(self, paths, live: float = 1.0) -> optax.GradientTransformation:
+        """The optimizer over a trainable tree with these paths; `live` as in `Adafactor.build`."""
         labels = self.labels(paths)
         optimizers = {"train": self.optimizer, **self.groups}
         used = sorted(set(labels.values()))
         if used == ["train"]:
-            return self.optimizer.build()
-        return optax.partition({group: optimizers[group].build() for group in used}, labels)
+            return self.optimizer.build(live)
+        return optax.partition({group: optimizers[group].build(live) for group in used}, labels)

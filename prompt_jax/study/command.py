@@ -105,12 +105,19 @@ def _same_command(args: Any) -> list[str]:
 
 
 def draw(runs: Runs, finished: Finished) -> None:
-    """Draws the study's report from the records that are there."""
+    """Draws the study's report, OUT/report, from the records that are there."""
     from prompt_jax.study import page
 
     found, study = finished.records(), runs.study
-    records = [found[name] for name in runs.members if name in found]
-    page.write_report(study.name, study.description, study.report, records, runs.folder)
+    # A record that another study has left in this folder has other labels.
+    records = [
+        {**found[name], "study": study.name, "point": member.point.labels}
+        for name, member in runs.members.items()
+        if name in found
+    ]
+    folder = f"{runs.folder}/report"
+    page.write_report(study.name, study.description, study.report, records, folder)
+    print(f"{len(records)} records: {folder}/report.html, report.md")
 
 
 # --- what would be done ---

@@ -11,6 +11,8 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.resolver import setting
 from prompt_jax.study.grid import FILES, Made, Point, check_parts, files_of, show
 from prompt_jax.study.packing import Fleets
+from prompt_jax.study.page import check_names
+from prompt_jax.study.part import Part
 
 _GRID, _PACKING = "prompt_jax.study.grid", "prompt_jax.study.packing"
 _FIGURES = "prompt_jax.study.figures"
@@ -21,7 +23,8 @@ STUDY = {
     **{name: f"{_GRID}:{name}" for name in ("Axis", "Product", "Zip", "Union", "Points")},
     **{name: f"{_GRID}:{name}" for name in ("When", "After")},
     **{name: f"{_FIGURES}:{name}" for name in ("Lines", "Bars", "Efficiency", "Sensitivity")},
-    **{name: f"{_FIGURES}:{name}" for name in ("Curves", "HeatMap", "Scatter", "Table")},
+    **{name: f"{_FIGURES}:{name}" for name in ("Curves", "HeatMap", "Scatter")},
+    "Table": "prompt_jax.study.table:Table",
 }
 OWN = ("MODEL_DIR", "Run.model_dir")  # set by the study
 
@@ -47,7 +50,7 @@ class Study:
     out_dir: str | None = None
     gin_files: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    report: tuple = ()
+    report: tuple[Part, ...] = ()
     fleets: Fleets = Fleets()
 
     def __post_init__(self):
@@ -56,6 +59,7 @@ class Study:
         if "://" in self.folder:
             raise UserError(f"STUDY_DIR = {self.folder!r}: claims need a local or mounted folder")
         check_parts("Study.grid", (self.grid,))
+        check_names(self.report)
 
     @property
     def folder(self) -> str:
@@ -246,7 +250,7 @@ class _Members:
 
 
 def _check(members: list[Member], complaints: _Complaints) -> None:
-    from prompt_jax import train
+    from prompt_jax import checks as refusals
     from prompt_jax.data.show import check_name
     from prompt_jax.plan import choose
 
@@ -256,7 +260,7 @@ def _check(members: list[Member], complaints: _Complaints) -> None:
 
     # A check, and what decides it: asked once for all runs in which that is the same.
     checks: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
-        (train.check, lambda run: run),
+        (refusals.check, lambda run: run),
         (lambda run: choose.rows(run, 1), lambda run: (run.data, run.method.slots)),
         (named, lambda run: (run.data, run.transfer_tasks)),
         (check_init, lambda run: (run.backbone.config, run.method.bank)),

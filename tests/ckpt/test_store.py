@@ -23,7 +23,7 @@ def state():
 @pytest.fixture
 def saved(tmp_path):
     store = Store(str(tmp_path / "checkpoints"))
-    store.save(3, state(), EXTRA, 0.5)
+    store.save(3, state(), EXTRA, {0: 0.5})
     store.close()
     return tmp_path / "checkpoints"
 

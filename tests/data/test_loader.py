@@ -116,12 +116,22 @@ def test_accounting_says_where_each_example_lies():
 
 def test_packing_changes_rows_and_not_examples():
     packed, alone = loader(packing=True), loader(packing=False)
+    sizes = np.zeros(2)
     for step in range(5):
         (small, one), (large, other) = packed.batch(step), alone.batch(step)
         assert sorted(one.index) == sorted(other.index)
         assert (one.text, one.slots, one.targets) == (other.text, other.slots, other.targets)
-        assert small["encoder_input_tokens"].size < large["encoder_input_tokens"].size
+        sizes += [batch["encoder_input_tokens"].size for batch in (small, large)]
         assert large["encoder_input_tokens"].shape == (8, 32)  # 21 tokens and 4 slots, by 8
+    assert sizes[0] < sizes[1]
+
+
+def test_no_seed_changes_a_shape():
+    first = loader(seed=3)
+    assert {loader(seed=seed).shapes for seed in range(6)} == {first.shapes}
+    other = first.reseeded(5)
+    assert same(other.batch(2)[0], loader(seed=5).batch(2)[0])
+    assert not same(other.batch(2)[0], first.batch(2)[0])
 
 
 def test_reading_tokens_plans_the_same_as_knowing_lengths():

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from prompt_jax.alike import common, fleet_key
+from prompt_jax.alike import common, difference, fleet_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Whole:
 )
 def test_what_varies_is_no_difference(other):
     assert common(other) == common(Whole()) and fleet_key(other) == fleet_key(Whole())
-    assert hash(common(other)) == hash(common(Whole()))
+    assert difference(common(other), common(Whole())) is None
 
 
 @pytest.mark.parametrize(
@@ -57,5 +57,18 @@ def test_everything_else_is(other):
     assert common(other) != common(Whole()) and fleet_key(other) != fleet_key(Whole())
 
 
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (Whole(parts=(Rate(decay=0.1),)), ("Rate.decay", 0.1, 0.0)),
+        (Whole(parts=(Other(),)), ("Whole.parts[0]", "Other", "Rate")),
+        (Whole(lengths={"a": Rate(), "b": 2}), ("Whole.lengths['b']", 2, 1)),
+        (Whole(lengths={"a": Rate(), "c": 1}), ("Whole.lengths", "'a', 'c'", "'a', 'b'")),
+    ],
+)
+def test_the_first_difference_is_named(other, expected):
+    assert difference(common(other), common(Whole())) == expected
+
+
 def test_the_key_is_the_same_in_every_process():
-    assert fleet_key((1, "a", None, 0.5)) == "069490d5b69b"
+    assert fleet_key((1, "a", None, 0.5)) == "495bed6d936a"

@@ -17,7 +17,9 @@ import toy_study as toy
 from prompt_jax import __main__ as cli
 from prompt_jax.errors import Interrupted, UserError
 from prompt_jax.study import command, launch
+from prompt_jax.study.table import Table
 
+FIGURE = Table(name="runs", values=("steps",))
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDY = """
 Study:
@@ -122,7 +124,8 @@ def test_the_forecast_learns_from_what_ended(flags, tmp_path, monkeypatch, capsy
     told = tmp_path / "plan.json"
     assert cli.main([*flags, "--dry_run", f"--json={told}"]) == 0
     for run in json.loads(told.read_text())["runs"]:
-        assert run["forecast"]["measured"] and run["forecast"]["seconds"] == pytest.approx(10)
+        # Two runs a fleet.
+        assert run["forecast"]["measured"] and run["forecast"]["seconds"] == pytest.approx(5)
     assert "left: 0 runs" in capsys.readouterr().out
 
 
@@ -133,11 +136,11 @@ def test_launch_and_report(flags, toys, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "prompt_jax.study.page", page)
     monkeypatch.setattr("prompt_jax.study.page", page, raising=False)
     assert cli.main([*flags, "--part=1/4"]) == 0 and not drawn
-    assert "ok       1\n  failed   0\n  missing  3\n" in capsys.readouterr().out
+    assert "ok       2\n  failed   0\n  missing  2\n" in capsys.readouterr().out
     assert cli.main(flags) == 0 and not drawn  # it has no report
     assert cli.main([*flags, "--report"]) == 0
     (name, description, report, records, out) = drawn[0]
-    assert (name, description, report, out) == ("tiny", "Tiny runs.", (), str(toys / "out"))
+    assert (name, description, report, out) == ("tiny", "Tiny runs.", (), str(toys / "out/report"))
     assert [record["point"] for record in records] == [
         {"RANDOM_SEED": 0},
         {"RANDOM_SEED": 0, "source": 0},
@@ -151,11 +154,11 @@ def test_launch_and_report(flags, toys, monkeypatch, capsys):
 
     def with_report(*args, **more):
         runs = real(*args, **more)
-        study = dataclasses.replace(runs.study, report=("figure",))
+        study = dataclasses.replace(runs.study, report=(FIGURE,))
         return dataclasses.replace(runs, study=study)
 
     monkeypatch.setattr(command, "resolve_study", with_report)
-    assert cli.main(flags) == 0 and drawn[0][2] == ("figure",)
+    assert cli.main(flags) == 0 and drawn[0][2] == (FIGURE,)
 
 
 def test_a_failed_run_is_exit_3(flags, toys, monkeypatch, capsys):
