@@ -40,18 +40,7 @@ def train_fleet(members: Sequence[Member], folder: str, how: str) -> list[dict[s
     """
     from prompt_jax import train
 
-    if hasattr(train, "run_fleet"):
-        return train.run_fleet([member.resolved for member in members], folder, how)
-    return [_alone(member) for member in members]
-
-
-def _alone(member: Member) -> dict[str, Any]:
-    from prompt_jax import train
-
-    try:
-        return train.run(member.resolved)
-    except (RunFailed, UserError) as error:
-        return failed_record(member, str(error))
+    return train.run_fleet([member.resolved for member in members], folder, how)
 
 
 # --- one fleet ---
