@@ -22,6 +22,13 @@ from prompt_jax.study.study import Member, Runs, Study
 
 
 @dataclasses.dataclass(frozen=True)
+class ToyMethod:
+    slots: int
+    name: str = "toy"
+    varies: ClassVar[tuple[str, ...]] = ("slots",)
+
+
+@dataclasses.dataclass(frozen=True)
 class ToyRun:
     model_dir: str
     random_seed: int
@@ -35,7 +42,7 @@ class ToyRun:
 
     @property
     def method(self):
-        return SimpleNamespace(name="toy", slots=self.slots)
+        return ToyMethod(self.slots)
 
 
 def member(out, name, kind="a", needs=(), slots=0):
