@@ -52,6 +52,8 @@ TEST = [
 ]
 # libtpu, TPU's compiler, without a TPU: the version that belongs to the installed JAX.
 PLAN = ["jax[tpu]>=0.10,<0.13"]
+# `prompt-jax study --launcher=ray`: the fleets of a study on several hosts.
+RAY = ["ray>=2.40"]
 # To compare with them: tests marked `live_parity`, and tools/bench_peft.py in a venv of its own.
 PARITY = ["torch>=2.6", "transformers>=5", "peft>=0.18"]
 
@@ -85,7 +87,7 @@ setup(
     },
     exclude_package_data={"": ["__pycache__/*"]},
     install_requires=CORE,
-    extras_require={"test": TEST, "plan": PLAN, "parity": PARITY},
+    extras_require={"test": TEST, "plan": PLAN, "ray": RAY, "parity": PARITY},
     entry_points={"console_scripts": ["prompt-jax = prompt_jax.__main__:console"]},
     classifiers=[
         "Intended Audience :: Science/Research",

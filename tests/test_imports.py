@@ -83,6 +83,7 @@ ONLY_IN = {
     "tensorflow_datasets": {"data/preprocess.py"},
     "tensorflow_text": {"data/preprocess.py", "tasks/"},
     "libtpu": {"plan/topology.py"},
+    "ray": {"study/ray_launch.py"},
     "torch": set(),
     "transformers": set(),
     "peft": set(),

@@ -52,11 +52,12 @@ def forecasts(members: dict[str, Any], records: dict[str, dict[str, Any]]) -> di
     found = {}
     for name, member in members.items():
         run = member.run
-        same = repr(common((run.backbone.config, run.method, run.data, run.num_microbatches)))
+        parts = common((run.backbone.config, run.method, run.data, run.num_microbatches))
+        same = repr((parts, run.method.slots))
         if same not in sizes:
             sizes[same] = _sizes(run)
         numbers, weights, state, flops = sizes[same]
-        measured = speed.get(fleet_key(run))
+        measured = speed.get(_kind(run))
         each = flops / nominal_rate() if measured is None else measured
         found[name] = Forecast(
             run.train_steps,
@@ -71,14 +72,19 @@ def forecasts(members: dict[str, Any], records: dict[str, dict[str, Any]]) -> di
     return found
 
 
-def speeds(members: dict[str, Any], records: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Fleet key -> seconds that a step of one run took, evaluations included."""
-    found: dict[str, list[float]] = {}
+def _kind(run: Any) -> tuple:
+    """What a step's time depends on."""
+    return fleet_key(run), run.method.slots, run.data.mixture_or_task_name
+
+
+def speeds(members: dict[str, Any], records: dict[str, dict[str, Any]]) -> dict[tuple, float]:
+    """Kind of run -> seconds that a step of one run took, evaluations included."""
+    found: dict[tuple, list[float]] = {}
     for name, record in records.items():
         spent = record.get("fleet", {}).get("seconds")
         if name in members and record["status"] == "ok" and record["steps"] and spent:
             each = spent / record["fleet"]["size"] / record["steps"]
-            found.setdefault(fleet_key(members[name].run), []).append(each)
+            found.setdefault(_kind(members[name].run), []).append(each)
     return {key: sum(each) / len(each) for key, each in found.items()}
 
 

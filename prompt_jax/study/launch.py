@@ -40,18 +40,7 @@ def train_fleet(members: Sequence[Member], folder: str, how: str) -> list[dict[s
     """
     from prompt_jax import train
 
-    if hasattr(train, "run_fleet"):
-        return train.run_fleet([member.resolved for member in members], folder, how)
-    return [_alone(member) for member in members]
-
-
-def _alone(member: Member) -> dict[str, Any]:
-    from prompt_jax import train
-
-    try:
-        return train.run(member.resolved)
-    except (RunFailed, UserError) as error:
-        return failed_record(member, str(error))
+    return train.run_fleet([member.resolved for member in members], folder, how)
 
 
 # --- one fleet ---
@@ -109,9 +98,6 @@ def work(runs: Runs, fleet_id: str, finished: Finished) -> bool:
         plan = packing.read_plan(runs.folder)  # another launcher may have planned runs anew
         fleet = next(each for each in plan if each.id == fleet_id)
         state = state_of(fleet, plan, runs, finished.status())
-        if not state.left:
-            claim.release(for_good=True)
-            return True
         for name in state.left:
             if name in state.unmet:
                 need = runs.members[state.unmet[name]]
@@ -197,7 +183,7 @@ def launch(runs: Runs, share: Share, finished: Finished, retry: bool = False) ->
     again = packing.ensure_plan(runs, finished, lambda: packing.this_machine(share.workers), retry)
     if again:
         log.info("%d failed runs are run again", len(again))
-    began, before = time.monotonic(), len(_of(runs, finished.status()))
+    began, before = time.monotonic(), len(of_study(runs, finished))
     while True:
         plan, moved = packing.read_plan(runs.folder), False
         mine = [fleet for number, fleet in enumerate(plan) if share.takes(number)]
@@ -205,8 +191,7 @@ def launch(runs: Runs, share: Share, finished: Finished, retry: bool = False) ->
             state = state_of(fleet, plan, runs, finished.status())
             if state.left and not state.waits and work(runs, fleet.id, finished):
                 moved = True
-                status = _of(runs, finished.status())
-                _say(runs, fleet, state.own, status, len(status) - before, began)
+                say(runs, fleet, state.own, finished, before, began)
         if moved:
             continue
         status = finished.status()
@@ -242,14 +227,28 @@ def _others_at_it(runs, plan, states, waiting, share: Share) -> bool:
     return False
 
 
-def _of(runs: Runs, status: dict[str, str]) -> dict[str, str]:
+def of_study(runs: Runs, finished: Finished) -> dict[str, str]:
+    """The status of those of the study's runs that have ended."""
+    status = finished.status()
     return {name: status[name] for name in runs.members if name in status}
 
 
-def _say(runs, fleet: Fleet, own, status: dict[str, str], since: int, began: float) -> None:
-    """A line on a fleet that is done: what is left of the study, and for how long."""
+def say(
+    runs: Runs, fleet: Fleet, own: Sequence[str], finished: Finished, before: int, began: float
+) -> None:
+    """A line on a fleet that is done: what is left of the study, and for how long.
+
+    Args:
+        runs: the study.
+        fleet: the fleet.
+        own: its runs.
+        finished: what has ended.
+        before: how many runs had ended when the launcher started.
+        began: when that was, by the monotonic clock.
+    """
+    status = of_study(runs, finished)
     left = len(runs.members) - len(status)
-    each = (time.monotonic() - began) / max(since, 1)
+    each = (time.monotonic() - began) / max(len(status) - before, 1)
     counts = {kind: sum(status.get(name) == kind for name in own) for kind in (OK, FAILED)}
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     log.info(

@@ -206,10 +206,11 @@ def pack(
         groups.setdefault((level[name], fleet_key(run), apart), []).append(name)
     found, sizes = [], {}
     for (_, key, _), names in sorted(groups.items(), key=lambda item: item[0][0]):
-        run = members[names[0]].run
+        run = max((members[name].run for name in names), key=lambda run: run.method.slots)
         size = fleets.size
         if not size:
-            shapes = repr(common((run.backbone.config, run.method, run.data, run.parallel)))
+            parts = (run.backbone.config, run.method, run.data, run.parallel, run.num_microbatches)
+            shapes = repr((common(parts), run.method.slots))
             if shapes not in sizes:
                 sizes[shapes] = bytes_of(run).runs(how, machine.free)
             # No worker stays idle for the sake of a larger fleet.

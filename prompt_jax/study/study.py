@@ -264,7 +264,10 @@ def _check(members: list[Member], complaints: _Complaints) -> None:
         (lambda run: choose.rows(run, 1), lambda run: (run.data, run.method.slots)),
         (named, lambda run: (run.data, run.transfer_tasks)),
         (check_init, lambda run: (run.backbone.config, run.method.bank)),
-        (check_shapes, lambda run: common((run.backbone.config, run.method))),
+        (
+            check_shapes,
+            lambda run: (common((run.backbone.config, run.method)), run.method.slots),
+        ),
     ]
     known: dict[tuple, str | None] = {}
     for member in members:

@@ -19,6 +19,7 @@ class Rate:
 class Other:
     rate: float = 0.1
     decay: float = 0.0
+    varies: ClassVar[tuple[str, ...]] = ("rate",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,6 +120,7 @@ def test_another_machine_is_alive_while_it_beats(tmp_path, monkeypatch):
     assert ours is not None and far.lost and not ours.lost
     far.release()
     assert claims.take(tmp_path, "a") is None  # who has lost it cannot release it
+    assert [p.name for p in tmp_path.glob("a.*")] == ["a.1.json"]
 
 
 def test_a_late_comer_does_not_take_a_number_of_long_ago(tmp_path, monkeypatch):

@@ -112,6 +112,16 @@ def test_dry_run_writes_nothing(flags, capsys, tmp_path):
     assert "trainable numbers of a run: 64 to 64" in shown
 
 
+def test_forecasts_go_by_length(flags, tmp_path):
+    told = tmp_path / "plan.json"
+    grid = "--gin.Product.parts=(@seed/Axis(), @length/Axis())"
+    axis = ["--gin.length/Axis.name='PROMPT_LENGTH'", "--gin.length/Axis.values=(2, 20)"]
+    assert cli.main([*flags, grid, *axis, "--dry_run", f"--json={told}"]) == 0
+    costs = [run["forecast"] for run in json.loads(told.read_text())["runs"]]
+    assert [cost["trainable"] for cost in costs] == [2 * 16, 20 * 16] * 2
+    assert costs[1]["flops"] > costs[0]["flops"] and costs[1]["kept"] == 10 * costs[0]["kept"]
+
+
 def test_the_forecast_learns_from_what_ended(flags, tmp_path, monkeypatch, capsys):
     def train(members, folder, how):
         return [toy.record(each, steps=4) for each in members]

@@ -22,19 +22,31 @@ from prompt_jax.study.study import Member, Runs, Study
 
 
 @dataclasses.dataclass(frozen=True)
+class ToyMethod:
+    slots: int
+    name: str = "toy"
+    varies: ClassVar[tuple[str, ...]] = ("slots",)
+
+
+@dataclasses.dataclass(frozen=True)
 class ToyRun:
     model_dir: str
     random_seed: int
     kind: str = "a"
-    varies: ClassVar[tuple[str, ...]] = ("model_dir", "random_seed")
-    method = SimpleNamespace(name="toy", slots=0)
+    slots: int = 0
+    varies: ClassVar[tuple[str, ...]] = ("model_dir", "random_seed", "slots")
     data = SimpleNamespace(mixture_or_task_name="task")
     backbone = SimpleNamespace(checkpoint="prompt_jax:micro_xs", config="config")
     parallel = SimpleNamespace(model=1)
+    num_microbatches = 1
+
+    @property
+    def method(self):
+        return ToyMethod(self.slots)
 
 
-def member(out, name, kind="a", needs=()):
-    run = ToyRun(f"{out}/runs/{name}", int(name[1:]), kind)
+def member(out, name, kind="a", needs=(), slots=0):
+    run = ToyRun(f"{out}/runs/{name}", int(name[1:]), kind, slots)
     resolved = Resolved(run, {"Run.kind": kind}, {"Run.kind": "default"}, "", "hash")
     return Member(name, Point({"seed": int(name[1:])}), resolved, tuple(needs))
 
@@ -51,7 +63,7 @@ def record(member, status="ok", **more):
 
 
 def measure(run):
-    return Bytes(frozen=100, state=20, gradients=5, batch=5, activations=50)
+    return Bytes(100, state=20 + run.slots, gradients=5, batch=5, activations=50)
 
 
 def log_and_train(out, pause):
