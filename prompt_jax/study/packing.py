@@ -35,14 +35,11 @@ class Fleets:
         map: `loop` (run after run, within the step), `vmap` (all at once), or `auto`: `loop` on a
             CPU, `vmap` on an accelerator.
         limit: most runs of a fleet whatever the memory.
-        join: whether prompts of unequal length, and tasks, share a fleet: all rows are then as
-            wide as the widest. None: with `vmap`, where that costs less than another program.
     """
 
     size: int = 0
     map: Literal["auto", "loop", "vmap"] = "auto"
     limit: int = 64
-    join: bool | None = None
 
     def __post_init__(self):
         if self.size < 0 or self.limit < 1:
@@ -198,14 +195,11 @@ def pack(
     """
     auto = "loop" if machine.platform == "cpu" else "vmap"
     how = auto if fleets.map == "auto" else fleets.map
-    join = how == "vmap" if fleets.join is None else fleets.join
     level, groups = levels(members), {}
     for name in wanted:
-        run = members[name].run
-        apart = () if join else (run.method.slots, run.data.mixture_or_task_name)
-        groups.setdefault((level[name], fleet_key(run), apart), []).append(name)
+        groups.setdefault((level[name], fleet_key(members[name].run)), []).append(name)
     found, sizes = [], {}
-    for (_, key, _), names in sorted(groups.items(), key=lambda item: item[0][0]):
+    for (_, key), names in sorted(groups.items(), key=lambda item: item[0][0]):
         run = max((members[name].run for name in names), key=lambda run: run.method.slots)
         size = fleets.size
         if not size:
