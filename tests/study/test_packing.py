@@ -71,13 +71,12 @@ def test_sizes(measured, tmp_path, fleets, machine, sizes):
     assert {fleet.map for fleet in found} == {how}
 
 
-@pytest.mark.parametrize(("join", "sizes"), [(False, [5, 5, 3, 3, 4]), (True, [2] * 10)])
-def test_longer_prompts_take_more_room(measured, tmp_path, join, sizes):
-    """0.8 x 400 - (100 + 50) = 170 bytes: 5 runs of 30, or 3 of 30 + 10; 2 of 30 + 50 joined."""
-    slots = [0] * 10 + [10] * 10 if not join else [0, 50] * 10
+@pytest.mark.parametrize(("slots", "size"), [([0] * 20, 5), ([10] * 20, 4), ([0, 50] * 10, 2)])
+def test_longer_prompts_take_more_room(measured, tmp_path, slots, size):
+    """0.8 x 400 - (100 + 50) = 170 bytes: 5 runs of 30, 4 of 30 + 10; 2 where one is of 30 + 50."""
     members = [toy.member(tmp_path, f"r{n}", slots=each) for n, each in enumerate(slots)]
-    found = pack(toy.study(tmp_path, members, join=join, map="loop"), Machine("cpu", 400))
-    assert [len(fleet.members) for fleet in found] == sizes
+    found = pack(toy.study(tmp_path, members, map="loop"), Machine("cpu", 400))
+    assert [len(fleet.members) for fleet in found] == [size] * (20 // size)
 
 
 def test_refuses_a_negative_size():
