@@ -17,6 +17,7 @@ from prompt_jax.study.template import PAGE, SCRIPT, STYLE
 
 _log = logging.getLogger(__name__)
 _OURS = ("table", "report")  # files that are no part's
+_TEXT_ROWS = 60  # rows of a figure that a page of text shows
 _SHOWN_ROWS = 400  # of a figure's numbers on the page; its CSV has all of them
 
 
@@ -151,13 +152,20 @@ def _report_md(name, description, facts, parts, records) -> str:
         if figure.cells:
             lines += [markdown(figure.cells[0], figure.cells[1:])]
         else:
-            lines += [f"![{figure.title}]({part}.png)", "", markdown(*flat(figure.rows))]
+            lines += [f"![{figure.title}]({part}.png)", "", _numbers(part, figure)]
     failed = [record for record in records if record["status"] != "ok"]
     if failed:
         head = ["run", "status", "reason"]
         rows = [[r.get("id") or r.get("run"), r["status"], r.get("reason")] for r in failed]
         lines += ["", "## Runs that did not end", "", markdown(head, rows)]
     return "\n".join(lines) + "\n"
+
+
+def _numbers(part: str, figure: Drawn) -> str:
+    """A figure's numbers, or where they are if they are many."""
+    if len(figure.rows) > _TEXT_ROWS:
+        return f"{len(figure.rows)} numbers: [{part}.csv]({part}.csv)"
+    return markdown(*flat(figure.rows))
 
 
 # --- HTML ---

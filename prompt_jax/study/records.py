@@ -32,8 +32,9 @@ def read(paths: Sequence[str]) -> list[Record]:
     """Every record under some files and folders; of one run in several files, the last written.
 
     Args:
-        paths: local or gs://. A file is a record; of a folder count `record.json`, else
-            `ledger/*.json`, else `*.json`, else all `record.json` and `ledger/*.json` below.
+        paths: local or gs://. A file is a record, or a list of them; of a folder count
+            `record.json`, else `ledger/*.json`, else `*.json`, else all `record.json` and
+            `ledger/*.json` below.
 
     Returns:
         The records, in the order of their paths.
@@ -44,7 +45,7 @@ def read(paths: Sequence[str]) -> list[Record]:
     found, wrong = [], []
     for file in dict.fromkeys(file for path in paths for file in _files(epath.Path(path))):
         try:
-            found.append(_record(file))
+            found += _records(file)
         except ValueError as error:
             wrong.append(f"{file}: {error}")
     if wrong:
@@ -81,19 +82,20 @@ def _below(folder: epath.Path) -> Iterator[epath.Path]:
             yield from _below(inner)
 
 
-def _record(file: epath.Path) -> Record:
-    """A file's record.
+def _records(file: epath.Path) -> list[Record]:
+    """A file's record, or a list of them, as `prompt-jax ledger --json` writes it.
 
     Raises:
         ValueError: it holds none.
     """
     try:
-        record = json.loads(file.read_text())
+        held = json.loads(file.read_text())
     except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"damaged, no JSON: {error}") from error
-    if not isinstance(record, dict) or "status" not in record:
+    found = held if isinstance(held, list) else [held]
+    if not all(isinstance(record, dict) and "status" in record for record in found):
         raise ValueError("no record of a run: it has no 'status'")
-    return record
+    return found
 
 
 def _latest(records: list[Record]) -> list[Record]:

@@ -371,3 +371,13 @@ def test_records_in_a_bucket(bucket, capsys):
         ledger.read(["gs://b/none"])
     assert run(capsys, "gs://b/study", "--csv=gs://b/x.csv")[-1] == "wrote gs://b/x.csv"
     assert two["id"] in (bucket / "x.csv").read_text()
+
+
+def test_a_file_may_hold_a_list_of_records(tmp_path):
+    """What `prompt-jax ledger --json` writes is read again."""
+    held = [{"id": "a", "status": "ok"}, {"id": "b", "status": "failed"}]
+    (tmp_path / "all.json").write_text(json.dumps(held))
+    assert records.read([str(tmp_path / "all.json")]) == held
+    (tmp_path / "all.json").write_text(json.dumps([*held, 3]))
+    with pytest.raises(UserError, match="all.json: no record of a run"):
+        records.read([str(tmp_path)])
