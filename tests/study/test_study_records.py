@@ -377,7 +377,7 @@ def test_a_file_may_hold_a_list_of_records(tmp_path):
     """What `prompt-jax ledger --json` writes is read again."""
     held = [{"id": "a", "status": "ok"}, {"id": "b", "status": "failed"}]
     (tmp_path / "all.json").write_text(json.dumps(held))
-    assert records.read([str(tmp_path / "all.json")]) == held
+    assert ledger.read([str(tmp_path / "all.json")]) == held
     (tmp_path / "all.json").write_text(json.dumps([*held, 3]))
     with pytest.raises(UserError, match="all.json: no record of a run"):
-        records.read([str(tmp_path)])
+        ledger.read([str(tmp_path)])
