@@ -113,28 +113,16 @@ class Member:
 class Members(contextlib.ExitStack):
     """The runs of a fleet, in its order."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        members: Sequence[Member],
-        last_good: Callable[[], str],
-        frozen: Sequence[Tree],
-    ):
+    def __init__(self, fleet: Fleet, members: Sequence[Member], last_good: Callable[[], str]):
         """Takes the runs.
 
         Args:
             fleet: how they lie side by side.
             members: the runs.
             last_good: names the newest checkpoint, for failures.
-            frozen: the frozen leaves where each run is trained.
         """
         super().__init__()
         self.fleet, self.all, self._last_good = fleet, list(members), last_good
-        # What evaluations compile is shared by the runs of a place.
-        made: dict[Any, dict] = {}
-        for member, leaves in zip(self.all, frozen, strict=True):
-            member.context.frozen = leaves
-            member.context.made = made.setdefault(member.context.shardings.mesh, {})
         self._pending: tuple | None = None
 
     def __enter__(self) -> "Members":

@@ -1,7 +1,7 @@
 """run(): build, restore, loop, evaluate, save, as labelled sections."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -158,16 +158,9 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     # --- state: fresh, or where the last process stopped --------------------------------------
     store = Store(f"{folder}/checkpoints", run.keep_latest, run.keep_best, fleet.size)
     hosts.on_end(store.last_good)
-    states, made, frozen = [], [], {}
-    for each, reads, length, place in zip(runs, loader.loaders, lengths, fleet.places, strict=True):
-        own = Model(model.network, each.run.method, model.fetch)
-        optimizer, first_state, frozen, start = init(each.run, own, opened, place, length)
-        context = evaluate.Context(each.run, model, opened, place, {})
-        made.append(Member(each, own, context, start))
-        made[-1].describe(reads.fingerprint, first_state.trainable)
-        states.append(first_state)
-    state, frozen = fleet.join(states), fleet.copies(frozen)
-    members = Members(fleet, made, store.last_good, frozen)
+    begun = zip(runs, loader.loaders, lengths, fleet.places, strict=True)
+    optimizer, state, frozen, own = begin(begun, fleet, model, opened)
+    members = Members(fleet, own, store.last_good)
     step = store.latest_step or 0
     if store.latest_step is not None:
         restored = store.restore(step, state)
@@ -244,6 +237,38 @@ def open_loaders(runs: Sequence, opened: Opened, fleet: Fleet) -> list[Loader]:
             made[key] = open_loader(run.data, opened.vocabulary, run.method.slots, blocks, rows)
         loaders.append(made[key].reseeded(run.data.seed))
     return loaders
+
+
+def begin(runs: Iterable[tuple], fleet: Fleet, model: Model, opened: Opened):
+    """The fleet before the first step.
+
+    Args:
+        runs: of each its configuration, its loader, the rows of its bank and its place.
+        fleet: how they lie side by side.
+        model: the backbone, and a method like theirs.
+        opened: the backbone.
+
+    Returns:
+        (optimizer, state as `Fleet.join` makes it, frozen leaves where each run is trained, its
+        members).
+
+    Raises:
+        UserError: an init that does not fit.
+    """
+    states, members, frozen = [], [], {}
+    for each, reads, length, place in runs:
+        own = Model(model.network, each.run.method, model.fetch)
+        optimizer, state, frozen, start = init(each.run, own, opened, place, length)
+        context = evaluate.Context(each.run, model, opened, place, {})
+        members.append(Member(each, own, context, start))
+        members[-1].describe(reads.fingerprint, state.trainable)
+        states.append(state)
+    copies, made = fleet.copies(frozen), {}
+    for member, leaves in zip(members, copies, strict=True):
+        # What evaluations compile is shared by the runs of a place.
+        member.context.frozen = leaves
+        member.context.made = made.setdefault(member.context.shardings.mesh, {})
+    return optimizer, fleet.join(states), copies, members
 
 
 def init(run: Run, model: Model, opened: Opened, shardings: Shardings, length: int = 0):

@@ -421,7 +421,7 @@ def checkpoint(steps: Steps, repeat: int) -> dict[str, Any]:
 
     The first save, which also starts Orbax, is not counted.
     """
-    alone = Members(Fleet(1, steps.bench.shardings), [], str, [])
+    alone = Members(Fleet(1, steps.bench.shardings), [], str)
     said = train.extra(steps.bench.opened, steps.run, ledger.Clock(), alone)
     with tempfile.TemporaryDirectory() as folder:
         store, seconds = Store(f"{folder}/checkpoints"), []
