@@ -380,6 +380,12 @@ class Scatter(Part):
     def columns(self) -> tuple[str, ...]:
         return (self.x, self.y, *self.points, *self.lines)
 
+    def groups(self) -> tuple[str, ...]:
+        return (*self.points, *self.lines)
+
+    def measured(self) -> tuple[str, ...]:
+        return (self.y,)
+
     def lined(self) -> tuple[str, ...]:
         return self.lines
 

@@ -22,6 +22,8 @@ STUDY = {
     **{name: f"{_GRID}:{name}" for name in ("When", "After", "AfterAll")},
     **{name: f"{_FIGURES}:{name}" for name in ("Lines", "Bars", "Efficiency", "Sensitivity")},
     **{name: f"{_FIGURES}:{name}" for name in ("Curves", "HeatMap", "Scatter")},
+    "Metrics": "prompt_jax.study.several:Metrics",
+    "Retrieval": "prompt_jax.study.retrieval:Retrieval",
     "Table": "prompt_jax.study.table:Table",
 }
 OWN = ("MODEL_DIR", "Run.model_dir")  # set by the study
