@@ -44,7 +44,8 @@ class Metrics(Bars):
         return ", ".join(map(self.label, self.values))
 
     def label(self, column: str) -> str:
-        return super().label(column) if column else ""
+        unnamed = column in ("", self.x) and column not in self.labels
+        return "" if unnamed else super().label(column)
 
     def rows(self, records: Sequence[ledger.Record]) -> list[Row]:
         found = []
