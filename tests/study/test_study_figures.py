@@ -164,6 +164,39 @@ def test_a_baseline_must_be_there_and_of_one_kind(figure, text):
     assert str(caught.value).startswith("figure f: ") and text in str(caught.value)
 
 
+def test_a_baseline_of_several_kinds_is_refused_where_the_rest_is_of_one():
+    kept = [r for r in study(2) if r["method"] == "model_tuning" or r["point"]["rate"] == 0.3]
+    with pytest.raises(UserError, match="a mean over point.rate = 0.03, 0.1, 0.3, 1.0 mixes"):
+        Bars(
+            name="f",
+            x="point.model",
+            y=TEST,
+            relative_to=TUNED,
+            where={"point.method": ("prompt_tuning", "model_tuning")},
+        ).draw(kept)
+
+
+def test_a_scatter_may_say_r_of_each_line():
+    records = [
+        record(
+            {"target": target, "source": i},
+            i,
+            metrics={"validation": {"accuracy": float(i)}, "test": {"accuracy": value}},
+        )
+        for target, values in (("up", (0.1, 0.2, 0.3)), ("down", (0.9, 0.7, 0.5)))
+        for i, value in enumerate(values)
+    ]
+    kinds = {"points": ("point.source", "point.target"), "lines": ("point.target",)}
+    figure = Scatter(name="s", x=VALIDATION, y=TEST, each=True, **kinds)
+    made = figure.draw(records)
+    down, up, everything = made.rows[6:]
+    assert (down["point.target"], down["r"], down["n"]) == ("down", pytest.approx(-1), 3)
+    assert (up["point.target"], up["r"]) == ("up", pytest.approx(1))
+    assert "down (r = -1.00)" in made.svg and "point.target" not in everything
+    plain = dataclasses.replace(figure, each=False).draw(records)
+    assert plain.rows == [*made.rows[:6], everything] and "(r = -1" not in plain.svg
+
+
 def test_rows_are_ordered_by_size_by_filter_by_number():
     records = study(2)
     random.Random(1).shuffle(records)
