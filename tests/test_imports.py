@@ -36,6 +36,7 @@ ALLOWED = {
     "convert": {"ckpt", "data", "models"},
     "inspect_prompt": {"ckpt", "data", "report", "similarity"},
     "similarity": set(),
+    "relatedness": {"ckpt", "similarity"},
     "explain": {"config", "resolver", "data"},
     "config": {"resolver", "conform"},
     "resolver": {"conform"},

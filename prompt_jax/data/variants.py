@@ -2,13 +2,15 @@
 
 Their names are names like any other. `TASK_16shot_3`: 16 examples a class, drawn with seed 3.
 `TASK_4demos_3`: four examples in the input. `TASK_5templates_3`: the mixture of five templates;
-`TASK_5unseen_3`: of five whose wrappers are in no training template.
+`TASK_5unseen_3`: of five whose wrappers are in no training template. `TASK_sentinel`: targets after
+a sentinel, as span corruption has them.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from prompt_jax.data.templates import Template
 from prompt_jax.errors import UserError
 
 _KINDS = "shot|demos|templates|unseen"
+_SENTINEL = "_sentinel"
 _NAME = re.compile(rf"(?P<task>.+)_(?P<count>\d+)(?P<kind>{_KINDS})_(?P<seed>\d+)")
 
 
@@ -182,8 +185,72 @@ def register_templates(name: str, task: Task, templates: Sequence[Template]) -> 
     return register_mixture(name, parts, family=task.family)
 
 
+# The first sentinel of a sentencepiece vocabulary, the one that span corruption begins with.
+SENTINEL = "<extra_id_0>"
+
+
+@dataclasses.dataclass(frozen=True)
+class AfterSentinel:
+    """A cast whose targets follow a sentinel; answers and targets are read without it.
+
+    A model that knows span corruption alone has never begun an answer otherwise.
+
+    Attributes:
+        task: whose cast it is.
+
+    Source: Lester et al. 2021, section 3.2, "span corruption + sentinel".
+    """
+
+    task: Task
+
+    def files(self) -> list[str]:
+        """The files that the task's own cast reads."""
+        return self.task.cast.files() if hasattr(self.task.cast, "files") else []
+
+    def __call__(self, row: Row, split: str) -> list[dict]:
+        """The task's examples of a row, a sentinel before each target."""
+        examples = self.task.cast(row, split)
+        return [{**each, "targets": f"{SENTINEL} {each['targets']}"} for each in examples]
+
+    def answer(self, text: str, example: Mapping) -> Any:
+        """What a predicted text means to the metrics."""
+        own, example = without_sentinel(text), _own(example)
+        return self.task.answer(own, example) if self.task.answer else own
+
+    def target(self, example: Mapping) -> Any:
+        """What the metrics compare with."""
+        example = _own(example)
+        if self.task.target:
+            return self.task.target(example)
+        return example["targets_pretokenized"]
+
+
+def without_sentinel(text: str) -> str:
+    """A text without the sentinel that it may begin with."""
+    return text.strip().removeprefix(SENTINEL).strip()
+
+
+def _own(example: Mapping) -> dict:
+    """An example as the task itself would have made it."""
+    text = without_sentinel(example.get("targets_pretokenized", ""))
+    return {**example, "targets_pretokenized": text}
+
+
+def register_after_sentinel(name: str, task: Task) -> Task:
+    """A task with a sentinel before its targets, scored as the task itself is.
+
+    Args:
+        name: what MIXTURE_OR_TASK_NAME says.
+        task: registered.
+    """
+    cast = AfterSentinel(task)
+    labels = tuple(f"{SENTINEL} {label}" for label in task.labels)
+    texts = {"answer": cast.answer, "target": cast.target, "labels": labels}
+    return register(dataclasses.replace(task, name=name, cast=cast, **texts))
+
+
 def derive(name: str, find) -> Task | Mixture | None:
-    """What a name such as `sst2_16shot_0` or `sst2_5templates_0` describes, registered.
+    """What a name such as `sst2_16shot_0` or `sst2_sentinel` describes, registered.
 
     Args:
         name: any name.
@@ -192,6 +259,9 @@ def derive(name: str, find) -> Task | Mixture | None:
     Raises:
         UserError: a few-shot subset of a task without labels; more templates than there are.
     """
+    if name.endswith(_SENTINEL):
+        task = find(name.removesuffix(_SENTINEL))
+        return register_after_sentinel(name, task) if isinstance(task, Task) else None
     parts = _NAME.fullmatch(name)
     task = find(parts["task"]) if parts else None
     if not isinstance(task, Task):

@@ -114,3 +114,42 @@ class FileInit:
                 "(PROMPT_LENGTH, width of the backbone)"
             )
         return jnp.asarray(array, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Several stored prompts of equal length, one after the other: the bank of an ensemble.
+
+    Attributes:
+        paths: N of them, each as `FileInit.path`; the bank has N P rows, `layout.slot_ids(P, i P)`
+            are those of prompt i.
+        force: also those whose files name another backbone or vocabulary.
+    """
+
+    paths: tuple[str, ...]
+    force: bool = False
+
+    def rows_of_file(self, length: int) -> int:
+        """P, of a bank of `length` rows.
+
+        Raises:
+            UserError: they are not N times anything.
+        """
+        if not self.paths or length % len(self.paths):
+            raise UserError(
+                f"Prompts: {len(self.paths)} prompts do not fill PROMPT_LENGTH = {length} rows "
+                "evenly"
+            )
+        return length // len(self.paths)
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        del key
+        expected = self.rows_of_file(length), vocabulary.width
+        arrays = [vocabulary.read_prompt(path, self.force) for path in self.paths]
+        for path, array in zip(self.paths, arrays, strict=True):
+            if array.shape != expected:
+                raise UserError(
+                    f"Prompts: {path}: shape {array.shape}, each of {len(arrays)} prompts needs "
+                    f"{expected} (PROMPT_LENGTH / {len(arrays)}, width of the backbone)"
+                )
+        return jnp.asarray(np.concatenate(arrays), jnp.float32)

@@ -61,12 +61,15 @@ def frozen_shapes(model: Model) -> Shapes:
 def prompt_shapes(run: Any, model: Model) -> Shapes:
     """Path -> shape and dtype of the method's own leaves; no vocabulary or file is opened."""
     width, length = run.backbone.config.emb_dim, run.method.slots
+    init = getattr(run.method.bank, "init", None)
+    # An init that joins several files says how many rows each has.
+    rows = init.rows_of_file(length) if hasattr(init, "rows_of_file") else length
     stand_in = Vocabulary(
         width=width,
         rows=lambda ids: np.zeros((len(ids), width), np.float32),
         encode=lambda text: [0],
         pieces=run.backbone.config.vocab_size,
-        read_prompt=lambda path, force: np.zeros((length, width), np.float32),
+        read_prompt=lambda path, force: np.zeros((rows, width), np.float32),
     )
     leaves = model.init_prompt(jax.random.key(0), stand_in)
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}

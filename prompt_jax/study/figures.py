@@ -370,15 +370,23 @@ class Scatter(Part):
         y: another.
         points: columns; one point per value, the mean of its runs. None: every run is a point.
         lines: columns; one colour per value.
+        each: r of every line too, beside its name.
     """
 
     x: str
     y: str
     points: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
+    each: bool = False
 
     def columns(self) -> tuple[str, ...]:
         return (self.x, self.y, *self.points, *self.lines)
+
+    def groups(self) -> tuple[str, ...]:
+        return (*self.points, *self.lines)
+
+    def measured(self) -> tuple[str, ...]:
+        return (self.y,)
 
     def lined(self) -> tuple[str, ...]:
         return self.lines
@@ -405,18 +413,29 @@ class Scatter(Part):
             numbers = {self.x: means[0], self.y: means[1], "n": len(both)}
             rows.append({"kind": "point", **head, **numbers, "failed": len(members) - len(both)})
         rows = self.in_order(rows, by, records)
-        pairs = [(row[self.x], row[self.y]) for row in rows if row["n"]]
+        found = []
+        for row in rows if self.each else ():
+            head = {column: row[column] for column in self.lines}
+            if not any(head.items() <= there.items() for there in found):
+                own = [other for other in rows if head.items() <= other.items()]
+                found.append({**self._correlation(own), **head})
+        return [*rows, *found, self._correlation(rows)]
+
+    def _correlation(self, points: list[Row]) -> Row:
+        pairs = [(row[self.x], row[self.y]) for row in points if row["n"]]
         x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         low, high = statistics.correlation_interval(x, y) or (None, None)
         r = {"r": statistics.correlation(x, y), "low": low, "high": high, "n": len(pairs)}
-        return [*rows, {"kind": "correlation", **r}]
+        return {"kind": "correlation", **r}
 
     def paint(self, rows: list[Row], look: canvas.Look) -> Any:
         figure, axes = canvas.new(6.0, 4.2)
-        *points, of = rows
+        points, of = [row for row in rows if row["kind"] == "point"], rows[-1]
+        own = {self.line_of(row): row["r"] for row in rows[len(points) : -1]}
         for name, members in self.by_line([row for row in points if row["n"]], look).items():
             how = look.of(name) if self.lines else {"color": canvas.PALETTE[0], "marker": "o"}
-            named = {"label": name} if self.lines else {}
+            r = "" if own.get(name) is None else f" (r = {own[name]:.2f})"
+            named = {"label": f"{name}{r}"} if self.lines else {}
             x, y = ([row[column] for row in members] for column in (self.x, self.y))
             axes.plot(x, y, linestyle="none", alpha=0.75, **how, **named)
         canvas.Scale([row[self.x] for row in points if row["n"]]).put(axes)

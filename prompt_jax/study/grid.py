@@ -28,7 +28,7 @@ class Point:
 
     Attributes:
         labels: axis -> value as JSON has it.
-        settings: macro or "Class.field" -> value as gin has it, or `Made`.
+        settings: macro or "Class.field" -> value as gin has it, `Made`, or a tuple of `Made`.
         gin_files: of this point, beside the study's.
         needs: points whose runs must have ended first.
     """
@@ -252,7 +252,7 @@ class After:
 
     Attributes:
         name: of the axis; its label is that of the earlier run on the axis `name`, or else all
-            its labels, those of `same` left out.
+            its labels, those of `same` left out. "": no axis; one earlier run must agree.
         grid: the earlier runs; they belong to the study too.
         setting: bound to the file, e.g. 'PROMPT_FILE', 'INITIAL_CHECKPOINT_PATH'.
         path: of the file in the earlier run's MODEL_DIR, e.g. 'prompt.npy', 'backbone'.
@@ -268,32 +268,57 @@ class After:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_parts("After.grid", (self.grid,))
-        _check_settings(f"After, axis {self.name!r}", self.settings)
+        check_parts(f"{self.kind}.grid", (self.grid,))
+        _check_settings(self.where, self.settings)
+
+    @property
+    def kind(self) -> str:
+        """Of the part, for messages."""
+        return type(self).__name__
+
+    @property
+    def where(self) -> str:
+        """Before every complaint."""
+        return f"{self.kind}, axis {self.name!r}" if self.name else f"{self.kind}, {self.setting}"
 
     @functools.cached_property
     def earlier(self) -> list[Point]:
         """The runs that come first."""
         return self.grid.points(Point())
 
-    def points(self, so_far: Point) -> list[Point]:
-        """`so_far` with each earlier run that agrees with it.
+    def agreeing(self, so_far: Point) -> list[Point]:
+        """The earlier runs that agree with a point.
 
         Raises:
             UserError: an axis of `same` that one of the two does not have; no such run.
         """
-        found = []
+        place, found = f"{self.kind}.same", []
         for run in self.earlier:
-            pairs = [
-                (_label(so_far, a, "After.same"), _label(run, a, "After.same")) for a in self.same
-            ]
+            pairs = [(_label(so_far, axis, place), _label(run, axis, place)) for axis in self.same]
             if all(here == there for here, there in pairs):
-                file = {self.setting: Made(run, self.path)}
-                labels = {self.name: self._label_of(run)}
-                found.append(so_far.extended(labels, {**self.settings, **file}, (run,)))
+                found.append(run)
         if not found:
-            raise UserError(f"After, axis {self.name!r}: no earlier run for {show(so_far.labels)}")
+            raise UserError(f"{self.where}: no earlier run for {show(so_far.labels)}")
         return found
+
+    def points(self, so_far: Point) -> list[Point]:
+        """`so_far` with each earlier run that agrees with it.
+
+        Raises:
+            UserError: see `agreeing`; several runs where there is no axis to tell them apart.
+        """
+        runs = self.agreeing(so_far)
+        if not self.name and len(runs) > 1:
+            several = " and ".join(show(run.labels) for run in runs[:2])
+            raise UserError(f"{self.where}: {several} agree; name the axis, or more of `same`")
+        return [
+            so_far.extended(
+                {self.name: self._label_of(run)} if self.name else {},
+                {**self.settings, self.setting: Made(run, self.path)},
+                (run,),
+            )
+            for run in runs
+        ]
 
     def _label_of(self, run: Point) -> Any:
         if self.name in run.labels:
@@ -301,6 +326,26 @@ class After:
         left = [value for axis, value in run.labels.items() if axis not in self.same]
         left = left or list(run.labels.values())
         return left[0] if len(left) == 1 else "/".join(map(str, left))
+
+
+@dataclasses.dataclass(frozen=True)
+class AfterAll(After):
+    """One point that needs all runs of another grid at once: a file of each, as a tuple.
+
+    `setting` is bound to the files in the order of the grid, e.g. 'Prompts.paths'; the label on
+    the axis `name`, if it has one, is how many there are.
+    """
+
+    def points(self, so_far: Point) -> list[Point]:
+        """`so_far` after all earlier runs that agree with it.
+
+        Raises:
+            UserError: see `After.agreeing`.
+        """
+        runs = self.agreeing(so_far)
+        files = {self.setting: tuple(Made(run, self.path) for run in runs)}
+        labels = {self.name: len(runs)} if self.name else {}
+        return [so_far.extended(labels, {**self.settings, **files}, tuple(runs))]
 
 
 def _label(point: Point, axis: str, where: str) -> Any:

@@ -46,6 +46,9 @@ class Part(abc.ABC):
         where: column -> the value, or values, that a record must have; values also give the order.
         seed_axes: axes of a point over which is averaged. Any other that varies is refused.
         labels: column -> its name in the figure.
+        relative_to: column -> value: numbers are shown less the mean of the runs that have these
+            values and else are of the same group, e.g. {'point.source': 'none'} for gains. Spread
+            is that of the runs; the baseline counts as known.
     """
 
     name: str
@@ -53,10 +56,16 @@ class Part(abc.ABC):
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed_axes: tuple[str, ...] = ("RANDOM_SEED",)
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    relative_to: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w-]+", self.name):
             raise UserError(f"a figure's name names files: letters, digits, _ and -: {self.name!r}")
+        groups = self.groups() if self.measured() else ()
+        for column in self.relative_to:
+            if column not in groups:
+                hint = f"one of {canvas.join(groups)}" if groups else "a column of its groups"
+                raise UserError(f"{self.who}relative_to {column!r} should be {hint}")
 
     @property
     def who(self) -> str:
@@ -79,6 +88,14 @@ class Part(abc.ABC):
         """The columns whose values get a colour each."""
         return ()
 
+    def measured(self) -> tuple[str, ...]:
+        """The columns of numbers that `relative_to` makes differences of."""
+        return ()
+
+    def groups(self) -> tuple[str, ...]:
+        """The columns of which one number each is shown."""
+        return ()
+
     def heading(self) -> str:
         """The title where none is given."""
         return self.name
@@ -97,7 +114,7 @@ class Part(abc.ABC):
             UserError: an unknown column, a filter that leaves nothing, a mean that mixes axes.
         """
         ledger.check_columns(records, [*self.columns(), *self.where], self.who)
-        kept = self.select(records)
+        kept = self.differences(self.select(records))
         rows, look = self.rows(kept), self._look(records, kept)
         with canvas.style(self.name):
             png, svg = canvas.save(self.paint(rows, look))
@@ -121,9 +138,41 @@ class Part(abc.ABC):
             raise UserError(f"{self.who}there are no records")
         return sorted(kept, key=identity)
 
+    def differences(self, records: list[ledger.Record]) -> list[ledger.Record]:
+        """Records with `measured` less its mean over the runs of `relative_to`, which go.
+
+        Of a group that lacks them, as that of a study that has not ended, nothing is known.
+
+        Raises:
+            UserError: no run has these values, or all have; those of a group differ in more than
+                their seeds.
+        """
+        if not self.relative_to:
+            return records
+        shared = [column for column in self.groups() if column not in self.relative_to]
+        found = []
+        for members in statistics.group(records, shared).values():
+            base = [r for r in members if self._is_baseline(r)]
+            self.check_mean(base, [*shared, *self.relative_to])
+            less = {c: statistics.summarise_records(base, c, False).mean for c in self.measured()}
+            for record in (r for r in members if not self._is_baseline(r)):
+                numbers = {column: statistics.number(record, column) for column in less}
+                # A whole column as a key of its own stands before the groups that it leads through.
+                found.append({**record, **{c: _minus(x, less[c]) for c, x in numbers.items()}})
+        if len(found) in (0, len(records)):
+            every = "every run has" if not found else "no run has"
+            raise UserError(f"{self.who}relative_to: {every} {self.relative_to}")
+        return sorted(found, key=identity)
+
+    def _is_baseline(self, record: ledger.Record) -> bool:
+        return all(ledger.value(record, c) == wanted for c, wanted in self.relative_to.items())
+
     def label(self, column: str) -> str:
         """A column's name in the figure."""
-        return self.labels.get(column) or canvas.label(column)
+        name = canvas.label(column)
+        if self.relative_to and column in self.measured():
+            name += f" − {canvas.join(list(self.relative_to.values()))}"
+        return self.labels.get(column) or name
 
     def in_order(
         self, rows: list[Row], by: Sequence[str], records: Sequence[ledger.Record]
@@ -206,6 +255,12 @@ class Swept(Part):
     def by(self) -> tuple[str, ...]:
         """The columns of the groups: one mean each."""
 
+    def groups(self) -> tuple[str, ...]:
+        return self.by()
+
+    def measured(self) -> tuple[str, ...]:
+        return (self.y,)
+
     def rows(self, records: Sequence[ledger.Record]) -> list[Row]:
         rows = self.summaries(records, self.by(), self.y)
         return self.in_order(rows, self.by(), records)
@@ -252,6 +307,10 @@ class Swept(Part):
             text += f", best {swept} by {self.label(self.choose)}"
         failed = sum(row["failed"] for row in rows)
         return text + (f"; {failed} failed, left out" if failed else "")
+
+
+def _minus(value: float | None, baseline: float | None) -> float | None:
+    return None if value is None or baseline is None else value - baseline
 
 
 def drawn(rows: list[Row]) -> list[Row]:

@@ -21,9 +21,11 @@ STUDY = {
     "Study": "prompt_jax.study.study:Study",
     "Fleets": f"{_PACKING}:Fleets",
     **{name: f"{_GRID}:{name}" for name in ("Axis", "Product", "Zip", "Union", "Points")},
-    **{name: f"{_GRID}:{name}" for name in ("When", "After")},
+    **{name: f"{_GRID}:{name}" for name in ("When", "After", "AfterAll")},
     **{name: f"{_FIGURES}:{name}" for name in ("Lines", "Bars", "Efficiency", "Sensitivity")},
     **{name: f"{_FIGURES}:{name}" for name in ("Curves", "HeatMap", "Scatter")},
+    "Metrics": "prompt_jax.study.several:Metrics",
+    "Retrieval": "prompt_jax.study.retrieval:Retrieval",
     "Table": "prompt_jax.study.table:Table",
 }
 OWN = ("MODEL_DIR", "Run.model_dir")  # set by the study
@@ -183,13 +185,15 @@ class _Members:
         if None in needs.values():
             return None
         out = self.study.folder
-        values = {
-            name: f"{out}/runs/{needs[id(value.by)]}/{value.path}"
-            if isinstance(value, Made)
-            else value
-            for name, value in {**self.study.settings, **point.settings}.items()
-            if name != FILES
-        }
+
+        def placed(value):
+            if isinstance(value, tuple):
+                return tuple(map(placed, value))
+            made = isinstance(value, Made)
+            return f"{out}/runs/{needs[id(value.by)]}/{value.path}" if made else value
+
+        given = {**self.study.settings, **point.settings}
+        values = {name: placed(value) for name, value in given.items() if name != FILES}
         for name in OWN:
             if name in values:
                 self.complaints.add(f"{name} is the study's own; set STUDY_DIR", show(point.labels))

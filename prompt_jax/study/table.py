@@ -49,6 +49,12 @@ class Table(Part):
     def columns(self) -> tuple[str, ...]:
         return (*self.by, *self.values, *self.settings, *((self.choose,) if self.choose else ()))
 
+    def groups(self) -> tuple[str, ...]:
+        return self.by
+
+    def measured(self) -> tuple[str, ...]:
+        return self.values
+
     def heading(self) -> str:
         return ", ".join(map(self.label, self.values))
 

@@ -1,11 +1,14 @@
 """Few-shot subsets and in-context baselines: what is drawn, and that nothing leaks."""
 
 import collections
+import dataclasses
 import functools
 
+import numpy as np
 import pytest
 
 from prompt_jax.data import cache, registry, task, variants
+from prompt_jax.data.objectives import SpanCorruption
 from prompt_jax.data.templates import Template
 from prompt_jax.data.vocabulary import load_vocabulary
 from prompt_jax.errors import UserError
@@ -94,3 +97,52 @@ def test_prompt_design_is_an_instruction(base):
     assert first["inputs"] == "Yes or no? say: test 0"
     with pytest.raises(UserError, match="60 examples in the train split, 61 are asked for"):
         list(registry.find("t_base_61demos_0").examples("test"))
+
+
+# --- a sentinel before the target ---
+
+MICRO = load_vocabulary("prompt_jax/assets/vocabulary/micro.model")
+
+
+def test_targets_follow_the_sentinel_that_span_corruption_begins_with(base, tmp_path):
+    tokens = cache.build("t_base_sentinel", "train", MICRO, str(tmp_path))
+    plain = cache.build("t_base", "train", MICRO, str(tmp_path))
+    corrupted = SpanCorruption()(
+        np.arange(5, 45, dtype=np.int32), np.random.default_rng(0), MICRO.size
+    )[1]
+    for at in range(4):
+        assert tokens.targets(at)[0] == corrupted[0] == MICRO.size - 1
+        np.testing.assert_array_equal(tokens.targets(at)[1:], plain.targets(at))
+        np.testing.assert_array_equal(tokens.inputs(at), plain.inputs(at))
+
+
+def test_answers_are_scored_without_it(base, tmp_path):
+    task.register(dataclasses.replace(base, name="t_said"))  # seqio forgets nothing
+    handle = cache.get_task("t_said_sentinel")
+    tokens = cache.build("t_said_sentinel", "test", MICRO, str(tmp_path))
+    examples = [tokens.example(at) for at in range(4)]
+    targets = [handle.target(example) for example in examples]
+    assert targets == ["no", "yes", "no", "yes"]
+    said = [MICRO.decode(tokens.targets(at)) for at in (0, 1)] + ["no", "yes yes"]
+    answers = [handle.postprocess(text, e) for text, e in zip(said, examples, strict=True)]
+    assert answers == ["no", "yes", "no", "yes yes"]
+    assert handle.metrics(targets, answers) == {"accuracy": 0.75, "invalid": 0.25}
+
+
+def test_a_task_with_a_reading_of_its_own_keeps_it():
+    for name, text in (("squad_sentinel", "the cat"), ("wsc_sentinel", "the cat")):
+        own, made = registry.find(name.removesuffix("_sentinel")), registry.find(name)
+        example = {"references": ["cat"], "noun": "cat", "label": True}
+        example["targets_pretokenized"] = f"<extra_id_0> {text}"
+        assert made.target(example) == own.target(example)
+        expected = own.answer(text, example) if own.answer else text
+        assert made.answer(f"<extra_id_0> {text}", example) == expected
+    multirc = {"question_id": "q", "targets_pretokenized": "<extra_id_0> True"}
+    assert registry.find("multirc_sentinel").target(multirc) == {"question": "q", "label": "True"}
+
+
+def test_few_shots_of_either_order(base):
+    for name in ("t_base_4shot_0_sentinel", "t_base_sentinel_4shot_0"):
+        targets = [e["targets"] for e in registry.find(name).examples("train")]
+        assert sorted(set(targets)) == ["<extra_id_0> no", "<extra_id_0> yes"] and len(targets) == 8
+    assert registry.find("micro_all_sentinel") is None and registry.find("x_sentinel") is None

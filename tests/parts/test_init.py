@@ -11,6 +11,7 @@ from prompt_jax.parts.bank import PromptBank
 from prompt_jax.parts.init import (
     ClassLabels,
     FileInit,
+    Prompts,
     SampledVocabulary,
     TextInit,
     UniformInit,
@@ -83,6 +84,17 @@ def test_file_is_taken_as_it_is():
     with pytest.raises(UserError, match=r"\(3, 6\).*\(4, 6\)"):
         FileInit("p.npy", force=True)(KEY, 4, vocabulary)
     assert asked == [("p.npy", False), ("p.npy", True)]
+
+
+def test_prompts_lie_one_after_the_other():
+    read = {"a": TABLE[:3], "b": TABLE[5:8]}
+    vocabulary = dataclasses.replace(VOCABULARY, read_prompt=lambda path, force: read[path])
+    both = Prompts(("b", "a"))(KEY, 6, vocabulary)
+    np.testing.assert_array_equal(both, np.concatenate([TABLE[5:8], TABLE[:3]]))
+    with pytest.raises(UserError, match="2 prompts do not fill PROMPT_LENGTH = 7 rows evenly"):
+        Prompts(("b", "a"))(KEY, 7, vocabulary)
+    with pytest.raises(UserError, match=r"b: shape \(3, 6\), each of 2 prompts needs \(4, 6\)"):
+        Prompts(("b", "a"))(KEY, 8, vocabulary)
 
 
 def test_bank_refuses_an_empty_prompt():

@@ -3,7 +3,18 @@
 import pytest
 
 from prompt_jax.errors import UserError
-from prompt_jax.study.grid import After, Axis, Made, Point, Points, Product, Union, When, Zip
+from prompt_jax.study.grid import (
+    After,
+    AfterAll,
+    Axis,
+    Made,
+    Point,
+    Points,
+    Product,
+    Union,
+    When,
+    Zip,
+)
 
 LENGTH = Axis("length", (5, 20), "PROMPT_LENGTH")
 SEED = Axis("RANDOM_SEED", (0, 1))
@@ -136,6 +147,37 @@ def test_after_joins_labels_and_must_find_a_run():
         Product((Axis("RANDOM_SEED", (7,)), after)).points(Point())
     with pytest.raises(UserError, match="After.same: no axis 'RANDOM_SEED' in length=5"):
         Product((LENGTH, after)).points(Point())
+
+
+def test_after_without_an_axis():
+    source = Product((Axis("task", ("a", "b")), SEED))
+    after = After("", source, "FILE", "prompt.npy", ("task",))
+    with pytest.raises(UserError, match="After, FILE: task=a, RANDOM_SEED=0 and task=a, .*=1 agr"):
+        Product((Axis("task", ("a",)), after)).points(Point())
+    alone = After("", Axis("task", ("a", "b")), "FILE", "prompt.npy", ("task",))
+    found = Product((Axis("task", ("b",)), alone)).points(Point())
+    assert [point.labels for point in found] == [{"task": "b"}]
+    assert found[0].settings["FILE"] == Made(alone.earlier[1], "prompt.npy")
+
+
+def test_after_all():
+    source = Product((Axis("task", ("a", "b")), SEED))
+    after = AfterAll("prompts", source, "Prompts.paths", "prompt.npy", ("task",), {"I": "p"})
+    found = Product((Axis("task", ("a", "b")), after)).points(Point())
+    assert [point.labels for point in found] == [
+        {"task": "a", "prompts": 2},
+        {"task": "b", "prompts": 2},
+    ]
+    runs = after.earlier
+    assert [point.needs for point in found] == [tuple(runs[:2]), tuple(runs[2:])]
+    assert found[1].settings == {
+        "task": "b",
+        "I": "p",
+        "Prompts.paths": (Made(runs[2], "prompt.npy"), Made(runs[3], "prompt.npy")),
+    }
+    assert labels(AfterAll("", source, "X", "p")) == [{}]
+    with pytest.raises(UserError, match="AfterAll, axis 'prompts': no earlier run for task=c"):
+        Product((Axis("task", ("c",)), after)).points(Point())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from prompt_jax.config import ConfigurationError, gin_folder
+from prompt_jax.config import ConfigurationError
 from prompt_jax.errors import UserError
 from prompt_jax.study.study import STUDY, Study, resolve_study
 
@@ -284,9 +284,3 @@ def test_registered_classes_are_frozen_and_typed(name):
     cls = getattr(importlib.import_module(module), attribute)
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     assert set(typing.get_type_hints(cls)) >= {field.name for field in dataclasses.fields(cls)}
-
-
-@pytest.mark.parametrize("file", sorted(p.name for p in gin_folder().glob("studies/*.gin")))
-def test_shipped_studies_resolve(file, tmp_path):
-    runs = resolve_study([f"studies/{file}"], [f"STUDY_DIR='{tmp_path}'"])
-    assert runs.study.name == file.removesuffix(".gin") and runs.members

@@ -21,10 +21,12 @@ from prompt_jax.study.figures import (
     Scatter,
     Sensitivity,
 )
+from prompt_jax.study.several import Metrics
 from prompt_jax.study.table import Table
 
 TEST, VALIDATION = "metrics.test.accuracy", "metrics.validation.accuracy"
 SWEEP = {"sweep": ("rate",), "choose": VALIDATION}
+TUNED = {"point.method": "model_tuning"}
 ONE = {"point.model": "micro_s", "point.rate": 0.3}
 KINDS = {
     "lines": Lines(name="lines", x="backbone.parameters", y=TEST, log=True, **SWEEP),
@@ -36,6 +38,7 @@ KINDS = {
     "accuracy": Curves(name="accuracy", y="eval/accuracy", where=ONE),
     "heat": HeatMap(name="heat", down="point.method", across="point.model", y=TEST, **SWEEP),
     "scatter": Scatter(name="scatter", x=VALIDATION, y=TEST, lines=("point.method",)),
+    "metrics": Metrics(name="several", values=(TEST, "metrics.test.f1"), where=ONE),
     "table": Table(name="table_of", values=(TEST, "metrics.test.f1"), **SWEEP),
 }
 
@@ -98,6 +101,100 @@ def test_lines():
     assert (lost["n"], lost["mean"], lost["failed"], lost["chosen"]) == (0, None, 2, False)
     hidden = dataclasses.replace(figure, show_sweep=False).draw(by_hand()).rows
     assert hidden == [row for row in rows if row["chosen"]]
+
+
+def test_several_metrics():
+    figure = Metrics(name="m", values=(TEST, VALIDATION), where={"point.rate": 0.3})
+    with pytest.raises(UserError, match="mean over point.model"):
+        figure.draw(by_hand())
+    figure = dataclasses.replace(figure, bars=("point.method", "point.model"))
+    rows = figure.draw(by_hand()).rows
+    assert [row["metric"] for row in rows] == [TEST] * 4 + [VALIDATION] * 4
+    small = {"point__model": "micro_xs", "point__method": "prompt_tuning"}
+    assert of(rows, metric=TEST, **small)["mean"] == pytest.approx(0.6)
+    half = of(rows, metric=VALIDATION, **small)
+    assert (half["mean"], half["n"]) == (pytest.approx(0.3), 2)
+    with pytest.raises(UserError, match="give values"):
+        Metrics(name="m", values=(TEST,), y=TEST)
+
+
+def test_differences_from_a_baseline():
+    ours = {"point.model": "micro_xs", "point.rate": 0.3}
+    figure = Bars(name="d", x="point.model", y=TEST, where=ours, relative_to=TUNED)
+    drawn = figure.draw(by_hand())
+    (row,) = drawn.rows  # 0.5 and 0.7 less 0.6 and 0.6: the baseline itself is gone
+    assert row["point.method"] == "prompt_tuning" and row["n"] == 2
+    assert (row["mean"], row["sd"]) == (pytest.approx(0.0), pytest.approx(0.02**0.5))
+    assert figure.label(TEST) == "test accuracy − model_tuning" and figure.label("n") == "n"
+    both = Table(name="t", values=(TEST, VALIDATION), where=ours, relative_to=TUNED)
+    (row,) = both.draw(by_hand()).rows
+    assert row[f"{VALIDATION} mean"] == pytest.approx(0.3 - 0.3)
+    # A baseline that has failed, or is not there yet, leaves nothing to show of its group.
+    lost = dataclasses.replace(figure, where={"point.rate": 0.3})
+    unended = [r for r in by_hand() if r["status"] == "ok"]
+    for given in (by_hand(), unended):
+        rows = lost.draw(given).rows
+        assert [row["mean"] for row in rows] == [pytest.approx(0.0), None]
+    points = Scatter(
+        name="s", x=VALIDATION, y=TEST, lines=("point.method",), where=ours, relative_to=TUNED
+    )
+    assert [row[TEST] for row in points.draw(by_hand()).rows[:-1]] == pytest.approx([-0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        (
+            Bars(name="f", x="point.rate", y=TEST, where=ONE, relative_to={"point.rate": 0.5}),
+            "relative_to: no run has {'point.rate': 0.5}",
+        ),
+        (
+            Bars(name="f", x="point.rate", y=TEST, where=ONE, relative_to={"point.rate": 0.3}),
+            "relative_to: every run has {'point.rate': 0.3}",
+        ),
+        (
+            Bars(name="f", x="point.model", y=TEST, relative_to=TUNED),
+            "a mean over point.rate = 0.03, 0.1, 0.3, 1.0 mixes",
+        ),
+    ],
+)
+def test_a_baseline_must_be_there_and_of_one_kind(figure, text):
+    with pytest.raises(UserError) as caught:
+        figure.draw(study(2))
+    assert str(caught.value).startswith("figure f: ") and text in str(caught.value)
+
+
+def test_a_baseline_of_several_kinds_is_refused_where_the_rest_is_of_one():
+    kept = [r for r in study(2) if r["method"] == "model_tuning" or r["point"]["rate"] == 0.3]
+    with pytest.raises(UserError, match="a mean over point.rate = 0.03, 0.1, 0.3, 1.0 mixes"):
+        Bars(
+            name="f",
+            x="point.model",
+            y=TEST,
+            relative_to=TUNED,
+            where={"point.method": ("prompt_tuning", "model_tuning")},
+        ).draw(kept)
+
+
+def test_a_scatter_may_say_r_of_each_line():
+    records = [
+        record(
+            {"target": target, "source": i},
+            i,
+            metrics={"validation": {"accuracy": float(i)}, "test": {"accuracy": value}},
+        )
+        for target, values in (("up", (0.1, 0.2, 0.3)), ("down", (0.9, 0.7, 0.5)))
+        for i, value in enumerate(values)
+    ]
+    kinds = {"points": ("point.source", "point.target"), "lines": ("point.target",)}
+    figure = Scatter(name="s", x=VALIDATION, y=TEST, each=True, **kinds)
+    made = figure.draw(records)
+    down, up, everything = made.rows[6:]
+    assert (down["point.target"], down["r"], down["n"]) == ("down", pytest.approx(-1), 3)
+    assert (up["point.target"], up["r"]) == ("up", pytest.approx(1))
+    assert "down (r = -1.00)" in made.svg and "point.target" not in everything
+    plain = dataclasses.replace(figure, each=False).draw(records)
+    assert plain.rows == [*made.rows[:6], everything] and "(r = -1" not in plain.svg
 
 
 def test_rows_are_ordered_by_size_by_filter_by_number():
@@ -408,6 +505,8 @@ def test_parts_that_cannot_be():
         (lambda: Lines(name="a", x="x", y="y", sweep=("rate",)), "needs choose"),
         (lambda: Table(name="a", values=("y",), sweep=("rate",)), "needs choose"),
         (lambda: Table(name="a", values=()), "values is empty"),
+        (lambda: Table(name="a", values=("y",), relative_to={"x": 1}), "should be one of"),
+        (lambda: Curves(name="a", relative_to=TUNED), "should be a column of its groups"),
     ):
         with pytest.raises(UserError, match=text):
             make()
