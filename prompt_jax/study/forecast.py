@@ -7,7 +7,7 @@ from typing import Any
 
 from prompt_jax.alike import common, fleet_key
 
-NOMINAL = 2e10  # FLOP/s of a core, where no run of this kind has been measured
+NOMINAL = 4e10  # FLOP/s of a core, where no run of this kind has been measured
 
 
 @dataclasses.dataclass(frozen=True)
