@@ -171,7 +171,10 @@ def test_an_optimizer_does_not_see_rows_without_a_gradient(optimizer):
     np.testing.assert_allclose(padded[:3], last(start, grads, 1.0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["loop", "vmap"])
+SLOW_VMAP = ["loop", pytest.param("vmap", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("how", SLOW_VMAP)
 def test_tasks_share_a_fleet(tmp_path, how):
     tasks = ("micro_sentiment", "micro_paraphrase")
     runs = [{"MIXTURE_OR_TASK_NAME": f"'{task}'"} for task in tasks]
@@ -235,7 +238,7 @@ def test_an_interrupted_fleet_goes_on_to_the_same_bits(looped, tmp_path, monkeyp
         assert mine["examples"] == whole["examples"] and mine["best"] == whole["best"]
 
 
-@pytest.mark.parametrize("how", ["loop", "vmap"])
+@pytest.mark.parametrize("how", SLOW_VMAP)
 def test_devices_share_the_runs(looped, tmp_path, how):
     """Three runs on two devices: one of them, or one place, is left over."""
     together(tmp_path, how=how, Parallel__data="2")
@@ -245,6 +248,7 @@ def test_devices_share_the_runs(looped, tmp_path, how):
         assert np.linalg.norm(one - other) < 0.01 * np.linalg.norm(one)
 
 
+@pytest.mark.slow
 def test_model_tuning_in_a_fleet_is_the_single_runs(tmp_path):
     runs = [{"RANDOM_SEED": str(seed)} for seed in range(2)]
     few = {"method": "model_tuning", "run": "model_tune", "TRAIN_STEPS": "2", "EVAL_PERIOD": "2"}

@@ -85,12 +85,14 @@ def main() -> None:
     parser.add_argument("--model", default="micro_xs")
     parser.add_argument("--prompt_length", type=int, default=20)
     parser.add_argument("--map", default="auto", choices=("auto", "loop", "vmap"))
+    parser.add_argument("--workers", default="", help="of the study; default: its own choice")
     parser.add_argument("--alone", type=int, default=0, help="single runs to time; 0: all")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder)
         study = ["study", f"--gin_file={out}/bench.gin"]
+        study += [f"--workers={args.workers}"] if args.workers else []
         # Neither side is the first to compile or to tokenise on this machine.
         for steps, name in ((2, "warm"), (args.steps, "study")):
             text = STUDY.format(

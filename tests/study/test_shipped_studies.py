@@ -14,6 +14,7 @@ NAMES = sorted(path.stem for path in gin_folder().glob("studies/*.gin"))
 MICRO = [name for name in NAMES if name.endswith("_micro")]
 # The published sizes take seconds each: their shapes are followed through 24 layers.
 ALL = [pytest.param(name, marks=[] if name in MICRO else pytest.mark.slow) for name in NAMES]
+pytestmark = pytest.mark.xdist_group("shipped")  # each study is resolved once
 CORES = 2
 # Of the published sizes a seed says all that three do, and resolves in a third of the time.
 FEWER = {"ensemble": ["SEEDS=(0, 1)"], "few_shot": []}
