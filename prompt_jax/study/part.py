@@ -46,6 +46,8 @@ class Part(abc.ABC):
         where: column -> the value, or values, that a record must have; values also give the order.
         seed_axes: axes of a point over which is averaged. Any other that varies is refused.
         labels: column -> its name in the figure.
+        average: axes of a point over which a seed's numbers are averaged first, e.g. the task: the
+            spread is then that of the means.
         relative_to: column -> value: numbers are shown less the mean of the runs that have these
             values and else are of the same group, e.g. {'point.source': 'none'} for gains. Spread
             is that of the runs; the baseline counts as known.
@@ -57,6 +59,7 @@ class Part(abc.ABC):
     seed_axes: tuple[str, ...] = ("RANDOM_SEED",)
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     relative_to: dict[str, Any] = dataclasses.field(default_factory=dict)
+    average: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w-]+", self.name):
@@ -136,6 +139,9 @@ class Part(abc.ABC):
                 raise UserError(f"{self.who}where {column} = {wanted!r} leaves no record; {hint}")
         if not kept:
             raise UserError(f"{self.who}there are no records")
+        if self.average:
+            numbers = [*self.measured(), *filter(None, [getattr(self, "choose", "")])]
+            kept = statistics.average_over(kept, self.average, numbers)
         return sorted(kept, key=identity)
 
     def differences(self, records: list[ledger.Record]) -> list[ledger.Record]:

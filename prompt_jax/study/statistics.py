@@ -170,6 +170,32 @@ def group(
     return dict(sorted(found.items(), key=lambda item: tuple(map(ledger.order, item[0]))))
 
 
+def average_over(
+    records: Sequence[ledger.Record], axes: Sequence[str], columns: Sequence[str]
+) -> list[ledger.Record]:
+    """One record per point without some axes, its numbers the means over their values.
+
+    A mean over fewer values would be another quantity: a point that lacks one of them, or has a
+    run there that did not end well, has failed.
+
+    Args:
+        records: the runs.
+        axes: of their points, e.g. the task.
+        columns: of the numbers.
+    """
+    groups: dict[str, list[ledger.Record]] = {}
+    for record in records:
+        point = {a: v for a, v in (record.get("point") or {}).items() if a not in axes}
+        groups.setdefault(ledger.as_text(point), []).append({**record, "point": point})
+    whole, found = max(map(len, groups.values())), []
+    for members in groups.values():
+        good = len(members) == whole and all(each["status"] == "ok" for each in members)
+        numbers = {column: [number(each, column) for each in members] for column in columns}
+        means = {c: None if None in own else sum(own) / len(own) for c, own in numbers.items()}
+        found.append({**members[0], "status": "ok" if good else "failed", **means})
+    return found
+
+
 def check_seeds(
     records: Sequence[ledger.Record], accounted: Sequence[str], who: str = "", hint: str = ""
 ) -> None:

@@ -576,3 +576,26 @@ def test_fields_are_what_gin_can_give(cls):
     for field in dataclasses.fields(cls):
         if field.default is not dataclasses.MISSING:
             assert conform(field.default, hints[field.name]) == field.default
+
+
+def test_a_mean_over_tasks_has_the_spread_of_the_means():
+    """0.2 and 0.8 average to 0.5, 0.4 and 0.8 to 0.6; the third seed lacks a task."""
+    scores = {(0, "a"): 0.2, (0, "b"): 0.8, (1, "a"): 0.4, (1, "b"): 0.8, (2, "a"): 0.9}
+    records = [
+        {
+            "id": f"{seed}{task}",
+            "status": "ok",
+            "point": {"model": "m", "task": task, "RANDOM_SEED": seed},
+            "metrics": {"test": {"accuracy": score}},
+        }
+        for (seed, task), score in scores.items()
+    ]
+    part = Lines(
+        name="mean", x="point.model", y="metrics.test.accuracy", lines=(), average=("task",)
+    )
+    (row,) = part.rows(part.select(records))
+    assert (row["n"], row["failed"]) == (2, 1)
+    assert row["mean"] == pytest.approx(0.55) and row["sd"] == pytest.approx(0.1 / 2**0.5)
+    records[0]["status"] = "failed"
+    (row,) = part.rows(part.select(records))
+    assert (row["n"], row["failed"], row["mean"]) == (1, 2, pytest.approx(0.6))
