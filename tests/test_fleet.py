@@ -30,6 +30,7 @@ from prompt_jax.testing.tiny import tiny_config
 
 pytestmark = pytest.mark.xdist_group("fleet")  # one worker: the fixtures are made once
 
+SLOW_VMAP = ["loop", pytest.param("vmap", marks=pytest.mark.slow)]
 # Seeds, rates and inits differ; dropout is on.
 RUNS = (
     {},
@@ -132,7 +133,7 @@ def test_at_once_ends_near_the_single_runs(alone, tmp_path):
         assert np.linalg.norm(one - other) < 0.01 * np.linalg.norm(one)
 
 
-@pytest.mark.parametrize("how", ["loop", "vmap"])
+@pytest.mark.parametrize("how", SLOW_VMAP)
 def test_prompts_of_unequal_length_share_a_fleet(tmp_path, how):
     """In the same rows as alone (given by hand), the numbers differ by rounding alone."""
     lengths, rows = (1, 4, 7), {"PACKED_LENGTHS": "{'inputs': 96, 'targets': 16}"}
@@ -169,9 +170,6 @@ def test_an_optimizer_does_not_see_rows_without_a_gradient(optimizer):
     padded = last(fill(start), [fill(grad) for grad in grads], 3 / 9)
     assert not padded[3:].any()
     np.testing.assert_allclose(padded[:3], last(start, grads, 1.0), rtol=1e-5, atol=1e-6)
-
-
-SLOW_VMAP = ["loop", pytest.param("vmap", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("how", SLOW_VMAP)

@@ -148,6 +148,7 @@ def test_two_files_of_one_name(tmp_path, names):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_thousand_records_are_drawn_in_20_seconds(tmp_path):
     records = study(10, TASKS)
     assert len(records) == 1080
