@@ -208,7 +208,9 @@ class Members(contextlib.ExitStack):
         """
         size = self.fleet.size
         seconds = {name: round(value / size, 3) for name, value in clock.all().items()}
-        held = ledger.folder_bytes(checkpoints) // size if jax.process_index() == 0 else 0
+        # After an error a save may still be under way: files come and go.
+        whole = jax.process_index() == 0 and not error
+        held = ledger.folder_bytes(checkpoints) // size if whole else 0
         written = []
         for at, member in enumerate(self.all):
             member.fill(seconds, error)

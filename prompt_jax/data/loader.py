@@ -249,6 +249,7 @@ class Loader:
         """The same batches in other rows (see `common_shapes`)."""
         other = copy.copy(self)
         other.shapes = shapes
+        other.__dict__.pop("fingerprint", None)
         return other
 
     @functools.cached_property
