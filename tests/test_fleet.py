@@ -12,11 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_jax import train
+from prompt_jax import fleet, train
 from prompt_jax.alike import common, difference
 from prompt_jax.assemble import Method, assemble
 from prompt_jax.errors import Interrupted, RunFailed, UserError
 from prompt_jax.ledger import read
+from prompt_jax.parallel.mesh import Parallel, Shardings
 from prompt_jax.parts.bank import PromptBank
 from prompt_jax.parts.init import UniformInit, Vocabulary
 from prompt_jax.parts.inject import EncoderSlots
@@ -214,6 +215,14 @@ def test_a_run_out_of_patience_rests(tmp_path):
         assert record["steps"] == steps and record["examples"] == 8 * steps
         assert stale == 2 or steps == 12
     assert records[0]["steps"] == 6 and records[1]["steps"] == 12
+
+
+def test_a_resting_run_takes_no_step(monkeypatch):
+    monkeypatch.setattr(fleet, "jit_train_step", lambda *_: lambda state, *_: (state + 1, {}))
+    loop = fleet.make_fleet(2, "loop", Shardings(Parallel(data=1).mesh()))
+    step = loop.step(None, None, 1, lambda function: function)
+    states, numbers = step((0, 0), [{}, {}], [{}, {}], np.array([True, False]))
+    assert states == (1, 0) and numbers[1] is None
 
 
 def test_an_interrupted_fleet_goes_on_to_the_same_bits(looped, tmp_path, monkeypatch):
