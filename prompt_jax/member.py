@@ -87,7 +87,8 @@ class Member:
         record.prompt_file = save_result.save(run.model_dir, self.model, self.context.opened, *mine)
         if jax.process_index() == 0:
             record.files = save_result.digests(run.model_dir)
-            record.bytes["result"] = ledger.folder_bytes(record.prompt_file)
+            left = record.prompt_file  # "": nothing was learned
+            record.bytes["result"] = ledger.folder_bytes(left) if left else 0
         for split in (run.eval_split, *run.final_splits):
             record.metrics[split] = evaluate.run(self.context, best, split, clock)
         for task in run.transfer_tasks:

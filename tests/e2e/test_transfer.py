@@ -76,6 +76,7 @@ def test_in_context_examples_need_no_training(tmp_path):
     )
     assert code == 0 and record["status"] == "ok"
     assert record["trainable_parameters"] == 0 and record["steps"] == 0
+    assert record["bytes"] == {"result": 0, "checkpoints": 0}
     assert set(record["metrics"]["validation"]) == {"accuracy", "invalid"}
     assert not list((tmp_path / "run").glob("prompt*")) and not record["prompt_file"]
     assert not (tmp_path / "run" / "backbone").exists()

@@ -38,8 +38,12 @@ VALUES = {
     "TaskMetrics.limit": "16",
 }
 LONG = {"TRAIN_STEPS": "100000", "EVAL_PERIOD": "100000"}
-FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
 FILES = ("models/micro_xs", "methods/prompt_tuning", "runs/prompt_tune")
+
+
+def devices_flag(count):
+    """The session's flags, with another number of devices."""
+    return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={count}")
 
 
 def free_port():
@@ -59,7 +63,7 @@ def start(folder, count, come=None, cwd=None, values=None, own=None, devices=2):
     """Starts the processes of a run; `own`: index -> further values of one of them."""
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment["XLA_FLAGS"] = FLAGS.format(devices)
+    environment["XLA_FLAGS"] = devices_flag(devices)
     started = []
     for index in range(count) if come is None else come:
         place = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
@@ -318,7 +322,7 @@ with joined(Distributed("127.0.0.1:{port}", 4, index), {{}}):
     print("FOUND" + json.dumps(gradients(MESHES)))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment["XLA_FLAGS"] = FLAGS.format(2)
+    environment["XLA_FLAGS"] = devices_flag(2)
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(index)],
