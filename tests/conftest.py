@@ -1,5 +1,6 @@
 """What every test session shares: 8 fake CPU devices, fast compiles, shapes checked at run time."""
 
+import gc
 import os
 import pathlib
 from importlib import metadata
@@ -16,7 +17,7 @@ _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -27,3 +28,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Left on for the session: modules are imported lazily, long after this file.
 _HOOK = install_import_hook("prompt_jax", "beartype.beartype")
+
+# Tracing makes many objects and few cycles; what is imported stays.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)

@@ -211,6 +211,7 @@ def test_a_damaged_source_leaves_nothing(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["one"]
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_starts_again(tmp_path):
     """SIGKILL in the middle: nothing under the target's name; the same command then finishes."""
     config = tiny_config(vocab_size=60_000, emb_dim=256, num_encoder_layers=4)
@@ -309,6 +310,7 @@ def test_two_prompts_of_one_name_are_not_written_over_each_other(tmp_path, promp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_recipe_from_t5x_to_peft(tmp_path):
     """README: a T5X checkpoint, a run on it, its prompt as a PEFT adapter."""
     assert convert(f"--from={MICRO}", f"--to=t5x:{tmp_path}/checkpoint_1") == 0

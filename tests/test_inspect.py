@@ -17,6 +17,8 @@ from prompt_jax.config import resolve
 from prompt_jax.data.vocabulary import load_vocabulary
 from prompt_jax.testing.tiny import tiny_config, tiny_params
 
+pytestmark = pytest.mark.xdist_group("inspect")  # one worker: the fixtures are made once
+
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 MICRO = "prompt_jax:micro_s"
 

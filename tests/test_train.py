@@ -17,6 +17,8 @@ from prompt_jax.ledger import read
 from prompt_jax.predict import Predictor
 from prompt_jax.testing.runs import configure
 
+pytestmark = pytest.mark.xdist_group("train")  # one worker: the fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

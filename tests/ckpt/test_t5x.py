@@ -234,7 +234,7 @@ def test_no_damaged_byte_ends_in_a_traceback(tmp_path):
     """Headers lie among the numbers: what is hit is refused, or was a number."""
     whole = (FIXTURES / "mixed" / "checkpoint").read_bytes()
     rng, refused = np.random.default_rng(0), 0
-    for at in rng.integers(len(whole), size=60):
+    for at in rng.integers(len(whole), size=30):
         damaged = bytearray(whole)
         damaged[at] ^= int(rng.integers(1, 256))
         (tmp_path / "checkpoint").write_bytes(bytes(damaged))
@@ -242,7 +242,7 @@ def test_no_damaged_byte_ends_in_a_traceback(tmp_path):
             t5x_file.open_target(epath.Path(tmp_path))
         except UserError:
             refused += 1
-    assert 0 < refused < 60
+    assert 0 < refused < 30
 
 
 @pytest.mark.parametrize("form", ["mixed", "msgpack"])

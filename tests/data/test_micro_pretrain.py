@@ -13,6 +13,8 @@ from prompt_jax.data.micro.draws import Draws
 from prompt_jax.data.micro.lexicon import ALL
 from prompt_jax.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("micro_pretrain")  # one worker: the fixtures are made once
+
 LABELS = {*sentiment.LABELS, *tasks.ENTAILMENT, *tasks.PARAPHRASE, *tasks.BOOLQ}
 COUNT = 25_000
 GOLDEN = {

@@ -12,6 +12,8 @@ import pytest
 from prompt_jax.data.micro import domains, events, lexicon, opinion, records, sentiment, tasks
 from prompt_jax.data.micro.draws import Draws, blocks
 
+pytestmark = pytest.mark.xdist_group("micro_tasks")  # one worker: the fixtures are made once
+
 COUNTS = {**tasks.SPLITS, "train": 2000}
 WITH_LABELS = [name for name in tasks.NAMES if not name.startswith("micro_qa")]
 
