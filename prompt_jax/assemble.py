@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
 from prompt_jax.losses import CrossEntropy
-from prompt_jax.models.t5 import storage
+from prompt_jax.models.t5 import deltas, storage
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.models.t5.network import T5, identity_tap
 from prompt_jax.parts.head import LMHead
@@ -20,6 +22,7 @@ from prompt_jax.parts.select import Static
 from prompt_jax.parts.trainable import Trainable
 
 Tree = dict[str, Array]
+OWN = "prompt/"  # leaves of the method; all others are the backbone's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,21 @@ class Method:
     @property
     def slots(self) -> int:
         """P: slots that the data layer writes into each example's input."""
-        return self.bank.length if self.bank else 0
+        return self.bank.slots if self.bank else 0
+
+    @property
+    def folds(self) -> bool:
+        """Whether `[P, H]` rows of input say all that it has learned."""
+        return bool(self.bank and self.select.folds and self.inject.folds)
+
+    def vectors(self, leaves: Tree) -> dict[str, Any]:
+        """What its own leaves make, by name (`parts.bank`).
+
+        Args:
+            leaves: by path; only those below "prompt/" are read.
+        """
+        own = {k.removeprefix(OWN): leaf for k, leaf in leaves.items() if k.startswith(OWN)}
+        return self.bank.prompts(own)
 
 
 def flatten(tree: dict) -> Tree:
@@ -66,7 +83,7 @@ def unflatten(tree: Tree) -> dict:
 class Model:
     """Backbone and method as functions of one flat tree of parameters.
 
-    Paths begin with "backbone/" (the T5, names as T5X's, layers stacked) or "prompt/".
+    Paths begin with "backbone/" (the T5, names as T5X's, layers stacked) or "prompt/" (the method).
 
     Attributes:
         network: the T5.
@@ -100,23 +117,48 @@ class Model:
         """Fresh leaves of the method."""
         if not self.method.bank:
             return {}
-        return flatten({"prompt": self.method.bank.init_params(key, vocabulary)})
+        fresh = self.method.bank.init_params(key, vocabulary)
+        return {f"{OWN}{path}": leaf for path, leaf in fresh.items()}
+
+    def backbone_shapes(self) -> dict[str, Any]:
+        """Path -> shape and dtype of each leaf of the backbone, as it is stored."""
+        return jax.eval_shape(self.init_backbone, jax.random.key(0))
+
+    def prompt_shapes(self) -> dict[str, Any]:
+        """Path -> shape and dtype of the method's own leaves; no vocabulary or file is opened."""
+        config, length = self.network.config, self.method.slots
+        init = getattr(self.method.bank, "init", None)
+        # An init that joins several files says how many rows each has.
+        rows = init.rows_of_file(length) if hasattr(init, "rows_of_file") else length
+        stand_in = Vocabulary(
+            width=config.emb_dim,
+            rows=lambda ids: np.zeros((len(ids), config.emb_dim), np.float32),
+            encode=lambda text: [0],
+            pieces=config.vocab_size,
+            read_prompt=lambda path, force: np.zeros((rows, config.emb_dim), np.float32),
+            shapes=shapes_of(self.backbone_shapes()),
+        )
+        leaves = self.init_prompt(jax.random.key(0), stand_in)
+        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
 
     def tap(self, params: Tree, batch: dict[str, Array]):
         """The tap that brings the prompt in; the identity for a method without one."""
         if not self.method.bank:
             return identity_tap
-        nested = unflatten({k: v for k, v in params.items() if k.startswith("prompt/")})
-        prompts = self.method.bank.prompts(nested["prompt"])
-        return self.method.inject.tap(self.method.select(prompts, batch))
+        vectors = self.method.select(self.method.vectors(params), batch)
+        return self.method.inject.tap(vectors) or identity_tap
 
     def variables(self, params: Tree) -> dict:
-        """The backbone's variables, as the network takes them."""
+        """The backbone's variables, as the network takes them, and what is added to its kernels."""
         backbone = {k: v for k, v in params.items() if k.startswith("backbone/")}
         if self.fetch:
             outside = {k: v for k, v in backbone.items() if "/layers/" not in k}
             fetched = self.fetch(unflatten(outside)["backbone"])
             backbone.update(flatten({"backbone": fetched}))
+        if self.method.inject and self.method.inject.changes_weights:
+            for path, factors in self.method.inject.deltas(self.method.vectors(params)).items():
+                for name, factor in zip(deltas.FACTORS, factors, strict=True):
+                    backbone[f"backbone/{path}/{name}"] = factor
         return {"params": unflatten(backbone)["backbone"]}
 
     def outputs(
@@ -172,5 +214,13 @@ def assemble(
         method: the parts.
         fetch_layer: how one layer's weights are brought in (gather, cast); None keeps them.
     """
-    hook = {} if fetch_layer is None else {"fetch_layer": fetch_layer}
-    return Model(T5(config, **hook), method, fetch_layer)
+    hook = fetch_layer
+    if method.inject and method.inject.changes_weights:
+        hook = deltas.adding(fetch_layer)
+    return Model(T5(config, **({"fetch_layer": hook} if hook else {})), method, fetch_layer)
+
+
+def shapes_of(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the backbone's leaves, paths without "backbone/"."""
+    backbone = {k: v for k, v in params.items() if k.startswith("backbone/")}
+    return {path.removeprefix("backbone/"): leaf.shape for path, leaf in backbone.items()}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from prompt_jax.assemble import Model, Tree, flatten, unflatten
+from prompt_jax.assemble import Model, Tree, flatten, shapes_of, unflatten
 from prompt_jax.ckpt import fingerprint as fingerprints
 from prompt_jax.ckpt import hf, load, prompt_file, prompts
 from prompt_jax.ckpt.paths import resolve_path
@@ -83,6 +83,7 @@ class Opened:
             encode=lambda text: [int(i) for i in self.vocabulary.encode(text)],
             pieces=self.vocabulary.pieces,
             read_prompt=read_prompt,
+            shapes=shapes_of(self.params),
         )
 
 

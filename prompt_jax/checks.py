@@ -75,6 +75,12 @@ def check(run) -> None:
                 "T5Config.param_dtype = 'int8' is for frozen weights, but "
                 f"{run.method.name} trains {moved[0]}; use 'bfloat16' or 'float32'"
             )
+    most, asked = run.method.bank and run.method.bank.most_tokens, run.data.task_feature_lengths
+    if most and asked.get("inputs", 0) > most:
+        raise UserError(
+            f"OFFSET_LENGTH = {most}: {run.method.name} has no row for token {most + 1} of an "
+            f"input; TASK_FEATURE_LENGTHS = {asked}"
+        )
     if bool(run.method.bank) != bool(run.method.inject):
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 

@@ -156,12 +156,17 @@ class AtOnce(Fleet):
         longest = max(method.slots for method in methods)
         for method in methods:
             optimizers = (method.trainable.optimizer, *method.trainable.groups.values())
-            if method.slots != longest and not all(each.pads for each in optimizers):
-                raise UserError(
-                    f"prompts of {method.slots} and {longest} vectors cannot be trained at once: "
-                    "factored moments and parameter scale count the rows of the longest; set "
-                    "Fleets.map = 'loop'"
-                )
+            if method.slots == longest:
+                continue
+            why = "factored moments and parameter scale count the rows of the longest"
+            if not method.bank.pads:
+                why = f"the leaves of {type(method.bank).__name__} cannot be filled up"
+            elif all(each.pads for each in optimizers):
+                continue
+            raise UserError(
+                f"prompts of {method.slots} and {longest} vectors cannot be trained at once: "
+                f"{why}; set Fleets.map = 'loop'"
+            )
         return [longest] * len(methods)
 
     def join(self, states: Sequence[TrainState]) -> Any:
@@ -256,7 +261,7 @@ def pad(method: Method, leaves: Tree, length: int) -> Tree:
 
 def trim(method: Method, leaves: Tree) -> Tree:
     """The inverse of `pad`."""
-    if not method.bank:
+    if not (method.bank and method.bank.pads):
         return leaves
     return {k: method.bank.trim(leaf) if _of_bank(k) else leaf for k, leaf in leaves.items()}
 

@@ -188,7 +188,7 @@ class Members(contextlib.ExitStack):
         values, shown = {}, {}
         for run, member in enumerate(self.all):
             if member.learning:
-                leaves = self.fleet.take(state, run).trainable
+                leaves = self.fleet.take(state, run).leaves
                 values[run] = member.evaluate(step, leaves, clock)
                 metrics = member.record.metrics[member.run.eval_split]
                 for name, value in metrics.items():

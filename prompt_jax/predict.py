@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from prompt_jax import evaluate
-from prompt_jax.assemble import assemble
+from prompt_jax.assemble import Model, assemble
 from prompt_jax.backbone import open_backbone
 from prompt_jax.ckpt import prompt_file
 from prompt_jax.ckpt import prompts as stored_prompts
@@ -25,6 +25,7 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.evaluate import Decoding
 from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
+from prompt_jax.parts.bank import PromptBank
 from prompt_jax.requests import Request
 
 log = logging.getLogger("prompt_jax")
@@ -72,7 +73,7 @@ class Predictor:
         config = folder / "config.gin"
         if not config.exists():
             raise UserError(f"--model_dir {run_dir}: no run there (no config.gin)")
-        run = resolve([str(config)], bindings).run
+        run = served(resolve([str(config)], bindings).run)
         shardings = Shardings(run.parallel.mesh(), run.parallel.shard_frozen_over_data)
         model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
         backbone = run.backbone
@@ -86,6 +87,10 @@ class Predictor:
         if not run.method.bank:
             return cls(context, opened.params, {"": layout.slot_ids(0)})
         files = list(prompts) or [str(folder / "prompt.safetensors")]
+        if not run.method.folds:
+            leaves, name = _leaves(files, model, opened, force)
+            slots = {name: layout.slot_ids(run.method.slots)}
+            return cls(context, {**opened.params, **leaves}, slots)
         bank, slots, forced = _bank(files, opened, force)
         return cls(context, {**opened.params, BANK: bank}, slots, forced)
 
@@ -146,7 +151,7 @@ class Predictor:
                 first = int(slots[0]) - int(layout.slot_ids(1)[0])
                 params[BANK] = params[BANK][first : first + len(slots)]
             method = run.method
-            if method.bank:
+            if method.folds:
                 bank = dataclasses.replace(method.bank, length=len(slots))
                 method = dataclasses.replace(method, bank=bank)
             context = dataclasses.replace(
@@ -158,6 +163,34 @@ class Predictor:
             evaluator = evaluate.TaskMetrics(decoding, batch_size)
             found[name] = evaluator(context, params, split)
         return found
+
+
+def served(run: Any) -> Any:
+    """A run as it is used: what folds into input vectors is a plain prompt."""
+    if not run.method.folds:
+        return run
+    method = dataclasses.replace(run.method, bank=PromptBank(run.method.slots))
+    return dataclasses.replace(run, method=method)
+
+
+def _leaves(
+    files: Sequence[str], model: Model, opened, force: bool
+) -> tuple[dict[str, jax.Array], str]:
+    """The leaves of a method that does not fold into input vectors, and the file's name."""
+    if len(files) > 1:
+        raise UserError(
+            f"{len(files)} prompts of {model.method.name}: rows of a batch may use different ones "
+            "only where they are input vectors; ask for one at a time"
+        )
+    (file,) = files
+    there = prompt_file.load(file)
+    expected = {path: leaf.shape for path, leaf in model.prompt_shapes().items()}
+    found = {path: leaf.shape for path, leaf in there.own.items()}
+    if found != expected:
+        raise UserError(f"prompt {file}: holds {found}, {model.method.name} here needs {expected}")
+    if not force:
+        prompt_file.check(file, there, opened.fingerprint, opened.vocabulary.fingerprint)
+    return jax.tree.map(jnp.asarray, there.own), epath.Path(file).stem
 
 
 def _bank(

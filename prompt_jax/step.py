@@ -32,6 +32,11 @@ class TrainState:
     opt_state: Any
     key: Any
 
+    @property
+    def leaves(self) -> Tree:
+        """All that is the run's own: what moves, and its buffers."""
+        return {**self.buffers, **self.trainable}
+
 
 DROPOUT = 1  # purposes of keys: folded in after the step
 INIT = 2
@@ -42,12 +47,17 @@ def purpose_key(key: Array, step: Array | int, purpose: int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, step), purpose)
 
 
-def init_state(trainable: Tree, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(
+    trainable: Tree,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    buffers: Tree | None = None,
+) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
-        buffers={},
+        buffers=buffers or {},
         opt_state=optimizer.init(trainable),
         key=jax.random.key_data(jax.random.key(seed)),
     )
@@ -131,7 +141,7 @@ def train_step(
     if model.network.config.dropout_rate:
         key = purpose_key(jax.random.wrap_key_data(state.key), state.step, DROPOUT)
     loss, grads, counts = loss_and_grads(
-        model, state.trainable, frozen, batch, key, num_microbatches
+        model, state.trainable, {**frozen, **state.buffers}, batch, key, num_microbatches
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     new = dataclasses.replace(

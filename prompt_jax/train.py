@@ -210,7 +210,7 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
             best = member.best["step"] if member.best else step
             if best not in at_step:
                 at_step[best] = store.restore(best, state).state
-            leaves = [fleet.take(at_step[at], number).trainable for at in (best, step)]
+            leaves = [fleet.take(at_step[at], number).leaves for at in (best, step)]
             member.finish(*leaves, clock)
     except BaseException as raised:
         error = raised
@@ -287,14 +287,16 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings, length: i
     length = length or run.method.slots
     key = purpose_key(jax.random.key(run.random_seed), 0, INIT)
     prompt = model.init_prompt(key, opened.init_vocabulary())
-    frozen, trainable = run.method.trainable.split({**opened.params, **prompt})
+    params = {**opened.params, **prompt}
+    frozen, trainable, buffers = run.method.trainable.split(params)
     if not trainable and run.train_steps:
         raise UserError("Trainable.rules leave nothing to train; TRAIN_STEPS=0 evaluates")
     trainable = pad(run.method, _copy(trainable), length)
     places = {path: shardings.trainable(path, leaf.shape) for path, leaf in trainable.items()}
     trainable = jax.device_put(trainable, places)
     optimizer = run.method.trainable.build(trainable, live(run.method, length))
-    state = jax.jit(init_state, static_argnums=(1, 2))(trainable, optimizer, run.random_seed)
+    fresh = jax.jit(init_state, static_argnums=(1, 2))
+    state = fresh(trainable, optimizer, run.random_seed, _copy(buffers))
     state = jax.device_put(state, shardings.state(state, trainable))
     start = {path: np.asarray(leaf) for path, leaf in prompt.items()}
     return optimizer, state, frozen, start

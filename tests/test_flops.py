@@ -45,7 +45,7 @@ def built(config):
     model = assemble(config, method)
     params = flatten({"backbone": tiny_params(config)})
     params["prompt/encoder"] = jnp.ones((P, config.emb_dim))
-    return model, *method.trainable.split(params)
+    return model, *method.trainable.split(params)[:2]
 
 
 def batch(config):

@@ -18,6 +18,12 @@ PAIRS = [
     ("prompt_tune", "prompt_tuning"),
     ("model_tune", "model_tuning"),
     ("prompt_tune", "prompt_design"),
+    ("prompt_tune", "low_rank_prompt"),
+    ("prompt_tune", "bottleneck_prompt"),
+    ("prompt_tune", "dept"),
+    ("prompt_tune", "deep_prompts"),
+    ("prompt_tune", "prefix_tuning"),
+    ("prompt_tune", "lora"),
     ("demo", "prompt_tuning"),
     ("pretrain", "pretraining"),
     ("lm_adapt", "pretraining"),
@@ -125,7 +131,7 @@ def test_shapes_fit(model):
     )
     prompt = assembled.init_prompt(jax.random.key(0), vocabulary)
     backbone = jax.eval_shape(assembled.init_backbone, jax.random.key(0))
-    frozen, trainable = run.method.trainable.split({**backbone, **prompt})
+    frozen, trainable, _ = run.method.trainable.split({**backbone, **prompt})
     assert set(frozen) == set(backbone) and set(trainable) == {"prompt/encoder"}
     assert trainable["prompt/encoder"].shape == (5, config.emb_dim)
     integers = jax.ShapeDtypeStruct((2, 8), jnp.int32)

@@ -40,7 +40,7 @@ def start(method, config=CONFIG):
     table = np.asarray(backbone["backbone/token_embedder/embedding"])
     vocabulary = Vocabulary(config.emb_dim, lambda ids: table[ids], lambda text: [3], 60)
     params = {**backbone, **model.init_prompt(jax.random.key(1), vocabulary)}
-    frozen, trainable = method.trainable.split(params)
+    frozen, trainable, _ = method.trainable.split(params)
     return model, frozen, trainable
 
 

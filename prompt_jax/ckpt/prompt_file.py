@@ -16,7 +16,8 @@ from prompt_jax.errors import UserError
 FORMAT = "1"
 RECORD = "record.json"  # of the run in whose MODEL_DIR a prompt lies
 _LARGEST = 1 << 30  # bytes of a prompt
-ENCODER = "prompt/encoder"  # the leaf of a prompt that is input vectors
+ENCODER = "prompt/encoder"  # the one leaf of a plain prompt, [P, H]
+FOLDED = "folded/encoder"  # the input vectors that other leaves fold into, [P, H]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PromptFile:
     """A prompt and its metadata.
 
     Attributes:
-        leaves: "prompt/encoder" -> float32 [P, H].
+        leaves: by path, float32: those of the method, and what they fold into, if they do.
         method: name of the method.
         length: P.
         backbone: fingerprint of the backbone it was trained on.
@@ -36,6 +37,17 @@ class PromptFile:
     length: int
     backbone: str
     vocabulary: str
+
+    @property
+    def own(self) -> dict[str, np.ndarray]:
+        """The leaves of the method."""
+        return {path: leaf for path, leaf in self.leaves.items() if path != FOLDED}
+
+    @property
+    def vectors(self) -> np.ndarray | None:
+        """The input vectors that say all, [P, H]; None where more was learned."""
+        plain = self.leaves[ENCODER] if {*self.leaves} == {ENCODER} else None
+        return self.leaves.get(FOLDED, plain)
 
 
 def write_bytes(path: epath.Path, data: bytes) -> None:

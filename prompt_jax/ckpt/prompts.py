@@ -92,13 +92,14 @@ def input_vectors(path: PathLike, file: PromptFile) -> np.ndarray:
     """The `[P, H]` array of a prompt file.
 
     Raises:
-        UserError: its method has other leaves, or not as many rows as it says.
+        UserError: it does not fold into input vectors, or has not as many rows as it says.
     """
-    if set(file.leaves) != {prompt_file.ENCODER}:
+    array = file.vectors
+    if array is None:
         raise UserError(
-            f"prompt {path}: holds {sorted(file.leaves)}, expected [{prompt_file.ENCODER!r}]"
+            f"prompt {path}: {file.method} is more than input vectors (it holds "
+            f"{sorted(file.leaves)}); use the run's folder, --model_dir"
         )
-    array = file.leaves[prompt_file.ENCODER]
     if array.shape[:1] != (file.length,):
         raise UserError(f"prompt {path}: says length {file.length}, holds {list(array.shape)}")
     return array

@@ -1,11 +1,13 @@
 """What a finished run leaves for its user: a prompt, or a whole backbone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from prompt_jax.assemble import Model, Tree, unflatten
+from prompt_jax.assemble import Method, Model, Tree, unflatten
 from prompt_jax.ckpt import folder as backbone_folder
 from prompt_jax.ckpt import prompt_file
 from prompt_jax.parallel.mesh import on_host
@@ -48,22 +50,31 @@ def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
 def save_init(folder: str, model: Model, start: dict[str, np.ndarray]) -> None:
     """Writes `prompt_init.npy`, once: a run that goes on keeps the file of its first process.
 
+    A method that does not fold into input vectors leaves none.
+
     Args:
         folder: MODEL_DIR.
         model: the assembled model.
         start: the first values of the prompt's leaves; none where the method has no bank.
     """
-    if not model.method.bank or (epath.Path(folder) / INIT).exists():
+    if not model.method.folds or (epath.Path(folder) / INIT).exists():
         return
-    leaves = {path: jnp.asarray(leaf) for path, leaf in start.items()}
-    array = model.method.bank.prompts(unflatten(leaves)["prompt"])
-    prompt_file.save_array(f"{folder}/{INIT}", np.asarray(array))
+    prompt_file.save_array(f"{folder}/{INIT}", folded(model.method, start))
+
+
+def folded(method: Method, leaves: dict[str, Any]) -> np.ndarray:
+    """The `[P, H]` input vectors that a method's leaves fold into, float32."""
+    leaves = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()}
+    return np.asarray(method.vectors(leaves)["encoder"])
 
 
 def save_prompt(
     folder: str, model: Model, fingerprints: tuple[str, str], best: Tree, last: Tree
 ) -> str:
     """Writes `prompt.safetensors`, `prompt.npy` (best) and `prompt_last.npy`.
+
+    The first holds the method's leaves, and the input vectors that they fold into; the others are
+    written only where they do.
 
     Args:
         folder: MODEL_DIR.
@@ -78,10 +89,12 @@ def save_prompt(
     method = model.method
     path = f"{folder}/{PROMPT}"
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in best.items()}
+    if method.folds and {*leaves} != {prompt_file.ENCODER}:
+        leaves[prompt_file.FOLDED] = folded(method, best)
     prompt_file.save(path, prompt_file.PromptFile(leaves, method.name, method.slots, *fingerprints))
     for name, tree in (("prompt.npy", best), ("prompt_last.npy", last)):
-        array = method.bank.prompts(unflatten(dict(tree))["prompt"])
-        prompt_file.save_array(f"{folder}/{name}", np.asarray(array))
+        if method.folds:
+            prompt_file.save_array(f"{folder}/{name}", folded(method, tree))
     return path
 
 

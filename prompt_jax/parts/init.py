@@ -13,7 +13,7 @@ from prompt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What an init may ask of the backbone.
+    """What a bank and its init may ask of the backbone.
 
     Attributes:
         width: H.
@@ -22,6 +22,7 @@ class Vocabulary:
         pieces: the number of real pieces, sentinels and padding rows excluded.
         read_prompt: path of a stored prompt, and whether one of another backbone is welcome ->
             its vectors, float32 [P, H].
+        shapes: of the backbone's leaves, by path; those of layers are stacked.
     """
 
     width: int
@@ -29,6 +30,11 @@ class Vocabulary:
     encode: Callable[[str], list[int]]
     pieces: int
     read_prompt: Callable[[str, bool], np.ndarray] | None = None
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def kernel(self, path: str) -> tuple[int, ...]:
+        """(L, I, O) of a stack's kernels, e.g. "encoder/layers/attention/key"."""
+        return self.shapes[f"{path}/kernel"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,17 @@
 """Which prompt vectors serve an example."""
 
 import dataclasses
+from typing import Any, ClassVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Static:
     """The same vectors for every example of every task."""
 
-    def __call__(
-        self, prompts: Float[Array, "P H"], batch: dict[str, Array]
-    ) -> Float[Array, "P H"]:
+    folds: ClassVar = True  # whether the vectors are the same whatever the example
+
+    def __call__(self, vectors: dict[str, Any], batch: dict[str, Array]) -> dict[str, Any]:
         del batch
-        return prompts
+        return vectors

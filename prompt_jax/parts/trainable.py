@@ -160,12 +160,18 @@ class Trainable:
             )
         return labels
 
-    def split(self, params: Tree) -> tuple[Tree, Tree]:
-        """(frozen, trainable): `params` sorted by the rules."""
+    def split(self, params: Tree) -> tuple[Tree, Tree, Tree]:
+        """(frozen, trainable, buffers): `params` sorted by the rules.
+
+        What no rule moves is frozen, the same for all runs, if it is the backbone's, and else a
+        buffer: a run's own.
+        """
         labels = self.labels(params)
-        frozen = {path: leaf for path, leaf in params.items() if labels[path] is None}
-        trainable = {path: leaf for path, leaf in params.items() if labels[path] is not None}
-        return frozen, trainable
+        frozen, trainable, buffers = {}, {}, {}
+        for path, leaf in params.items():
+            still = frozen if path.startswith("backbone/") else buffers
+            (still if labels[path] is None else trainable)[path] = leaf
+        return frozen, trainable, buffers
 
     def build(self, paths, live: float = 1.0) -> optax.GradientTransformation:
         """The optimizer over a trainable tree with these paths; `live` as in `Adafactor.build`."""

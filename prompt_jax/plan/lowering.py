@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_jax.assemble import Model, assemble
+from prompt_jax.assemble import assemble
 from prompt_jax.data import layout
 from prompt_jax.parallel.mesh import Parallel, Shardings
-from prompt_jax.parts.init import Vocabulary
 from prompt_jax.plan import hlo
 from prompt_jax.plan.cost import Batch, Mesh
 from prompt_jax.step import init_state, jit_train_step
@@ -53,28 +52,6 @@ class Compiled:
     estimated: bool = False
 
 
-def frozen_shapes(model: Model) -> Shapes:
-    """Path -> shape and dtype of each leaf of the backbone, as it is stored."""
-    return jax.eval_shape(model.init_backbone, jax.random.key(0))
-
-
-def prompt_shapes(run: Any, model: Model) -> Shapes:
-    """Path -> shape and dtype of the method's own leaves; no vocabulary or file is opened."""
-    width, length = run.backbone.config.emb_dim, run.method.slots
-    init = getattr(run.method.bank, "init", None)
-    # An init that joins several files says how many rows each has.
-    rows = init.rows_of_file(length) if hasattr(init, "rows_of_file") else length
-    stand_in = Vocabulary(
-        width=width,
-        rows=lambda ids: np.zeros((len(ids), width), np.float32),
-        encode=lambda text: [0],
-        pieces=run.backbone.config.vocab_size,
-        read_prompt=lambda path, force: np.zeros((rows, width), np.float32),
-    )
-    leaves = model.init_prompt(jax.random.key(0), stand_in)
-    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-
-
 @dataclasses.dataclass(frozen=True)
 class Leaves:
     """Shapes of all that a run holds, wherever it will lie.
@@ -99,11 +76,12 @@ def leaves(run: Any) -> Leaves:
         run: `train.Run`.
     """
     model = assemble(run.backbone.config, run.method)
-    params = {**frozen_shapes(model), **prompt_shapes(run, model)}
-    frozen, trainable = run.method.trainable.split(params)
+    params = {**model.backbone_shapes(), **model.prompt_shapes()}
+    frozen, trainable, buffers = run.method.trainable.split(params)
     trainable = {k: jax.ShapeDtypeStruct(v.shape, jnp.float32) for k, v in trainable.items()}
     optimizer = run.method.trainable.build(trainable)
-    state = jax.eval_shape(lambda leaves: init_state(leaves, optimizer, 0), trainable)
+    fresh = lambda own, still: init_state(own, optimizer, 0, still)  # noqa: E731
+    state = jax.eval_shape(fresh, trainable, buffers)
     return Leaves(frozen, trainable, optimizer, state)
 
 

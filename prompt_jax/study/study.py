@@ -298,9 +298,8 @@ def check_init(run: Any) -> None:
         UserError: the init cannot fill the bank.
     """
     from prompt_jax.assemble import assemble
-    from prompt_jax.plan import lowering
 
-    lowering.prompt_shapes(run, assemble(run.backbone.config, run.method))
+    assemble(run.backbone.config, run.method).prompt_shapes()
 
 
 def check_shapes(run: Any) -> None:

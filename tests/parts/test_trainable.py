@@ -63,7 +63,7 @@ def test_rules_split_every_leaf_first_match_wins():
     rules = (("prompt/.*", "train"), (".*/scale", "norms"), ("backbone/.*", None))
     trainable = Trainable(rules=rules, groups={"norms": AdamW(learning_rate=1e-3)})
     params = {"prompt/encoder": 1, "backbone/encoder/norm/scale": 2, "backbone/kernel": 3}
-    frozen, moved = trainable.split(params)
+    frozen, moved, _ = trainable.split(params)
     assert frozen == {"backbone/kernel": 3}
     assert moved == {"prompt/encoder": 1, "backbone/encoder/norm/scale": 2}
 

@@ -43,7 +43,7 @@ def steps():
     table = np.asarray(backbone["backbone/token_embedder/embedding"])
     vocabulary = Vocabulary(config.emb_dim, lambda ids: table[ids], lambda text: [3], 259)
     params = {**backbone, **model.init_prompt(jax.random.key(1), vocabulary)}
-    frozen, trainable = METHOD.trainable.split(params)
+    frozen, trainable, _ = METHOD.trainable.split(params)
 
     @jax.jit
     def run(batch):
