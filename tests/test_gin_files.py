@@ -23,6 +23,7 @@ PAIRS = [
     ("prompt_tune", "dept"),
     ("prompt_tune", "deep_prompts"),
     ("prompt_tune", "prefix_tuning"),
+    ("prompt_tune", "iapt"),
     ("prompt_tune", "lora"),
     ("demo", "prompt_tuning"),
     ("pretrain", "pretraining"),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from prompt_jax.slots import SLOT0
 
 Vectors = dict[str, Any]  # as `bank` names them
+MASKED = -1e9  # finite: a position without own tokens is uniform instead of NaN
 
 
 @jax.custom_vjp
@@ -92,6 +93,51 @@ class LayerSlots(Inject):
         fill.sites = ("layer_in",)
         fill.encoder_layers = vectors["encoder_layers"]
         return fill
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated(Inject):
+    """Before every layer of the encoder the slots hold what that layer's generator makes.
+
+    Of the example's own states h [t, H], each divided by its root mean square:
+    z = h D, A = softmax over t of z W (column p: slot p), p = f(A^T z) U, with D, W, U "down",
+    "pool", "up" and f the rational activation (Zhu et al. 2024). What a layer left in the slots is
+    dropped.
+    """
+
+    def tap(self, vectors: Vectors) -> Callable:
+        def fill(site, x, ctx):
+            if site != "layer_in" or ctx.stack != "encoder":
+                return x
+            return generate(x, ctx.tokens, ctx.segment_ids, ctx.layer)
+
+        fill.sites = ("layer_in",)
+        fill.encoder_layers = vectors["generators"]
+        return fill
+
+
+def generate(x, tokens, segment_ids, leaves: dict[str, Array]) -> Float[Array, "B T H"]:
+    """`x` with one layer's generated vectors in its slots, float32 inside."""
+    slot = tokens - SLOT0
+    own = (slot < 0) & (segment_ids > 0)
+    wide = x.astype(jnp.float32)
+    states = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    hidden = states @ leaves["down"]
+    scores = hidden @ leaves["pool"]  # [B, t, P]
+    # Position q asks for slot q's column over the own tokens t of its segment.
+    asked = jax.nn.one_hot(slot, scores.shape[-1])
+    seen = own[:, None, :] & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    logits = jnp.where(seen, jnp.einsum("bqp,btp->bqt", asked, scores), MASKED)
+    pooled = jnp.einsum("bqt,btm->bqm", jax.nn.softmax(logits, axis=-1), hidden)
+    made = rational(pooled, leaves["numerator"], leaves["denominator"]) @ leaves["up"]
+    return jnp.where((slot >= 0)[..., None], made.astype(x.dtype), x)
+
+
+def rational(x: Array, numerator: Float[Array, " n"], denominator: Float[Array, " d"]) -> Array:
+    """(a_0 + a_1 x + ...) / (1 + |b_1 x + b_2 x^2 + ...|), x cut to +-5."""
+    x = jnp.clip(x, -5.0, 5.0)
+    above = jnp.polyval(numerator[::-1], x)
+    return above / (1 + jnp.abs(x * jnp.polyval(denominator[::-1], x)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,7 @@ METHODS = {
         like=("prompt_tuning", PLAIN, {}, ONE_LAYER),
     ),
     "prefix_tuning": Case({"PROMPT_LENGTH": P}, 2 * (LE + LD) * P * W),
+    "iapt": Case({"PROMPT_LENGTH": P, "HIDDEN": 6}, LE * (2 * H * 6 + 6 * P + 12)),
     "lora": Case(
         {"RANK": 3},
         # Query and value: of the encoder's attention, and of both of the decoder's.
