@@ -55,6 +55,19 @@ class Method:
         return self.bank.slots if self.bank else 0
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that have vectors of their own; none: all share the same."""
+        return self.bank.tasks if self.bank else ()
+
+    def first_slot(self, task: str) -> int:
+        """The first of the slots of an example of a task.
+
+        Raises:
+            UserError: it has none.
+        """
+        return self.bank.first_slot(task) if self.bank else 0
+
+    @property
     def folds(self) -> bool:
         """Whether `[P, H]` rows of input say all that it has learned."""
         return bool(self.bank and self.select.folds and self.inject.folds)

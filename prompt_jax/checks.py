@@ -121,7 +121,7 @@ def check_tasks(run, vocabulary: Vocabulary) -> None:
 
     Raises:
         UserError: a metric that the evaluators do not give; a split or task that is not here, has
-            no labels, or no `inputs`.
+            no labels, no `inputs`, or no prompt.
     """
     data = run.data
     names = [each.metric_names(run) for each in run.evaluators if hasattr(each, "metric_names")]
@@ -135,6 +135,7 @@ def check_tasks(run, vocabulary: Vocabulary) -> None:
     evaluated += [(name, run.eval_split) for name in run.transfer_tasks]
     for name, split in evaluated:
         for task in cache.get_tasks(name, data.mixture_or_task_module)[0]:
+            run.method.first_slot(task)
             tokens = open_tokens(data, task, split, vocabulary)
             if name in run.transfer_tasks and tokens.text_only:
                 raise UserError(f"Run.transfer_tasks: task {task!r} has no `inputs`")

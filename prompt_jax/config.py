@@ -44,6 +44,7 @@ REGISTRY = {
     "T5Config": "prompt_jax.models.t5.config:T5Config",
     "PromptBank": "prompt_jax.parts.bank:PromptBank",
     "LowRankBank": "prompt_jax.parts.bank:LowRankBank",
+    "TaskBank": "prompt_jax.parts.bank:TaskBank",
     "BottleneckBank": "prompt_jax.parts.bank:BottleneckBank",
     "LayersBank": "prompt_jax.parts.bank:LayersBank",
     "PrefixBank": "prompt_jax.parts.bank:PrefixBank",

@@ -83,7 +83,7 @@ class TemplateEnsemble:
             tokens = open_tokens(data, name, split, context.opened.vocabulary)
             limit = self.limit or context.run.eval_steps * self.batch_size
             count = min(limit, len(tokens)) if limit else len(tokens)
-            requests = evaluate.task_requests(context, tokens, count)
+            requests = evaluate.task_requests(context, data.mixture_or_task_name, tokens, count)
             targets = [tokens.example(at)["targets_pretokenized"] for at in range(count)]
             scores.append(
                 evaluate.label_scores(
@@ -181,7 +181,7 @@ class PromptEnsemble:
         for name, task in tasks.items():
             tokens = open_tokens(data, name, split, context.opened.vocabulary)
             count = min(limit, len(tokens)) if limit else len(tokens)
-            own = evaluate.task_requests(context, tokens, count)
+            own = evaluate.task_requests(context, name, tokens, count)
             asked = [dataclasses.replace(each, slots=slots) for each in own for slots in prompts]
             answers = evaluate.answers(context, params, asked, self.decoding, height)
             texts = [answer.text for answer in answers]

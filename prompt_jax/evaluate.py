@@ -145,7 +145,7 @@ class TaskMetrics:
         for name, task in tasks.items():
             tokens = open_tokens(data, name, split, context.opened.vocabulary)
             count = min(limit, len(tokens)) if limit else len(tokens)
-            own = task_requests(context, tokens, count)
+            own = task_requests(context, name, tokens, count)
             texts = [a.text for a in answers(context, params, own, self.decoding, self.batch_size)]
             examples = [tokens.example(i) for i in range(count)]
             found[name] = task.metrics(
@@ -166,11 +166,13 @@ def merge(found: dict[str, dict[str, float]]) -> dict[str, float]:
     return metrics
 
 
-def task_requests(context: Context, tokens: cache.TokenCache, count: int) -> list[Request]:
-    """The first `count` examples of a split as requests, truncated as in training.
+def task_requests(
+    context: Context, task: str, tokens: cache.TokenCache, count: int
+) -> list[Request]:
+    """The first `count` examples of a task's split as requests, truncated as in training.
 
     Raises:
-        UserError: the task is text only.
+        UserError: the task is text only, or the method has no vectors for it.
     """
     if count and tokens.inputs(0) is None:
         raise UserError(
@@ -178,7 +180,8 @@ def task_requests(context: Context, tokens: cache.TokenCache, count: int) -> lis
             "answered; evaluate it by its loss (probes.LossGap)"
         )
     length = context.run.data.task_feature_lengths["inputs"]
-    slots = layout.slot_ids(context.run.method.slots)
+    method = context.run.method
+    slots = layout.slot_ids(method.slots, method.first_slot(task))
     return [Request(layout.truncate(tokens.inputs(i), length), slots) for i in range(count)]
 
 

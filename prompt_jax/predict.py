@@ -73,7 +73,8 @@ class Predictor:
         config = folder / "config.gin"
         if not config.exists():
             raise UserError(f"--model_dir {run_dir}: no run there (no config.gin)")
-        run = served(resolve([str(config)], bindings).run)
+        run = resolve([str(config)], bindings).run
+        tasks, run = run.method.tasks, served(run)
         shardings = Shardings(run.parallel.mesh(), run.parallel.shard_frozen_over_data)
         model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
         backbone = run.backbone
@@ -91,7 +92,10 @@ class Predictor:
             leaves, name = _leaves(files, model, opened, force)
             slots = {name: layout.slot_ids(run.method.slots)}
             return cls(context, {**opened.params, **leaves}, slots)
-        bank, slots, forced = _bank(files, opened, force)
+        named = {epath.Path(file).stem if len(files) == 1 else file: file for file in files}
+        if tasks and not prompts:
+            named = {task: str(folder / stored_prompts.task_array(task)) for task in tasks}
+        bank, slots, forced = _bank(named, opened, force)
         return cls(context, {**opened.params, BANK: bank}, slots, forced)
 
     def predict(
@@ -166,7 +170,7 @@ class Predictor:
 
 
 def served(run: Any) -> Any:
-    """A run as it is used: what folds into input vectors is a plain prompt."""
+    """A run as it is used: what folds into input vectors is a plain prompt, or one a task."""
     if not run.method.folds:
         return run
     method = dataclasses.replace(run.method, bank=PromptBank(run.method.slots))
@@ -194,19 +198,18 @@ def _leaves(
 
 
 def _bank(
-    files: Sequence[str], opened, force: bool
+    files: dict[str, str], opened, force: bool
 ) -> tuple[jax.Array, dict[str, np.ndarray], dict[str, str]]:
-    """The prompts of several files one after the other, each one's slots, and what was forced."""
+    """The prompts of named files one after the other, each one's slots, and what was forced."""
     arrays, slots, forced, start = [], {}, {}, 0
     width = opened.params["backbone/token_embedder/embedding"].shape[1]
-    for file in files:
+    for name, file in files.items():
         prompt = stored_prompts.read(file)
         if prompt.array.shape[1] != width:
             raise UserError(
                 f"prompt {file} has width {prompt.array.shape[1]}, the backbone {opened.path} "
                 f"{width}"
             )
-        name = file if file in slots or len(files) > 1 else epath.Path(file).stem
         try:
             if prompt.file:
                 theirs = opened.fingerprint, opened.vocabulary.fingerprint

@@ -37,7 +37,9 @@ class LossGap:
         blocks = context.shardings.own_blocks, context.shardings.row_shards
         loader = context.once(
             ("gap", repr(data), slots),
-            lambda: open_loader(data, context.opened.vocabulary, slots, blocks),
+            lambda: open_loader(
+                data, context.opened.vocabulary, slots, blocks, first_slot=run.method.first_slot
+            ),
         )
         whole = context.shardings.replicated
         make = lambda: jax.jit(self._sums(context.model), out_shardings=whole)  # noqa: E731

@@ -234,7 +234,8 @@ def open_loaders(runs: Sequence, opened: Opened, fleet: Fleet) -> list[Loader]:
     for run in (each.run for each in runs):
         key = repr(dataclasses.replace(run.data, seed=0)), run.method.slots
         if key not in made:
-            made[key] = open_loader(run.data, opened.vocabulary, run.method.slots, blocks, rows)
+            slots = run.method.slots, blocks, rows, run.method.first_slot
+            made[key] = open_loader(run.data, opened.vocabulary, *slots)
         loaders.append(made[key].reseeded(run.data.seed))
     return loaders
 

@@ -43,3 +43,9 @@ for _name in tasks.NAMES:
     register(Task(_name, _source, _as_written, _metrics, labels=_labels, family="micro"))
 
 register_mixture("micro_all", tasks.NAMES, family="micro")
+# A task of each kind that is answered by one of its labels.
+register_mixture(
+    "micro_labelled",
+    ("micro_sentiment", "micro_entailment", "micro_paraphrase", "micro_boolq"),
+    family="micro",
+)

@@ -20,6 +20,7 @@ PAIRS = [
     ("prompt_tune", "prompt_design"),
     ("prompt_tune", "low_rank_prompt"),
     ("prompt_tune", "bottleneck_prompt"),
+    ("prompt_tune", "multitask_prompt"),
     ("prompt_tune", "dept"),
     ("prompt_tune", "deep_prompts"),
     ("prompt_tune", "prefix_tuning"),
@@ -41,6 +42,8 @@ def shipped(model, method, run, *more):
     """The resolved config, required macros given (an embedded model brings its checkpoint)."""
     files = [f"models/{model}.gin", f"methods/{method}.gin", f"runs/{run}.gin"]
     given = ["MIXTURE_OR_TASK_NAME='sst2'", "MODEL_DIR='out/x'"]
+    if method == "multitask_prompt":
+        given.append("TASKS=('sst2', 'mrpc')")
     if not model.startswith("micro"):
         given.append("INITIAL_CHECKPOINT_PATH='a/folder'")
     return resolve(files, [*given, *more])

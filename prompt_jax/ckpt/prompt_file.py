@@ -30,6 +30,7 @@ class PromptFile:
         length: P.
         backbone: fingerprint of the backbone it was trained on.
         vocabulary: fingerprint of the vocabulary.
+        tasks: those that have P vectors each, one after the other; none: P for all.
     """
 
     leaves: dict[str, np.ndarray]
@@ -37,6 +38,7 @@ class PromptFile:
     length: int
     backbone: str
     vocabulary: str
+    tasks: tuple[str, ...] = ()
 
     @property
     def own(self) -> dict[str, np.ndarray]:
@@ -45,7 +47,7 @@ class PromptFile:
 
     @property
     def vectors(self) -> np.ndarray | None:
-        """The input vectors that say all, [P, H]; None where more was learned."""
+        """The input vectors that say all, [P, H] or of N tasks [N P, H]; None: there is more."""
         plain = self.leaves[ENCODER] if {*self.leaves} == {ENCODER} else None
         return self.leaves.get(FOLDED, plain)
 
@@ -72,6 +74,8 @@ def save(path: str, prompt: PromptFile) -> None:
         "vocabulary": prompt.vocabulary,
         "version": __version__,
     }
+    if prompt.tasks:
+        metadata["tasks"] = json.dumps(prompt.tasks)
     leaves = {path: np.ascontiguousarray(leaf) for path, leaf in prompt.leaves.items()}
     metadata["digest"] = _digest(metadata, leaves)
     write_bytes(epath.Path(path), save_safetensors(leaves, metadata=metadata))
@@ -105,7 +109,8 @@ def load(path: str) -> PromptFile:
         raise UserError(f"prompt {path}: is damaged: it is not what was written; copy it anew")
     try:
         said = {name: metadata[name] for name in ("method", "backbone", "vocabulary")}
-        return PromptFile(leaves=leaves, length=int(metadata["length"]), **said)
+        tasks = tuple(json.loads(metadata.get("tasks", "[]")))
+        return PromptFile(leaves=leaves, length=int(metadata["length"]), tasks=tasks, **said)
     except (KeyError, ValueError) as error:
         raise UserError(f"prompt {path}: its header is damaged ({error})") from error
 

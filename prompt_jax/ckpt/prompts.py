@@ -67,6 +67,11 @@ def read(path: PathLike) -> Prompt:
     elif place.suffix == ".safetensors":
         file = prompt_file.load(str(place))
         stored = input_vectors(str(place), file)
+        if file.tasks:
+            raise UserError(
+                f"prompt {path}: holds the prompts of {len(file.tasks)} tasks; take one of "
+                f"{[task_array(task) for task in file.tasks]} beside it"
+            )
     elif peft.is_adapter(place):
         stored = peft.read(place)
     elif t5x.is_checkpoint(place) or (place / ".zarray").exists():
@@ -88,8 +93,13 @@ def read(path: PathLike) -> Prompt:
     return Prompt(array, str(place), file)
 
 
+def task_array(task: str) -> str:
+    """The file in a MODEL_DIR that holds one task's vectors."""
+    return f"prompt.{task}.npy"
+
+
 def input_vectors(path: PathLike, file: PromptFile) -> np.ndarray:
-    """The `[P, H]` array of a prompt file.
+    """The `[P, H]` array of a prompt file; `[N P, H]` of one that holds those of N tasks.
 
     Raises:
         UserError: it does not fold into input vectors, or has not as many rows as it says.
@@ -100,7 +110,7 @@ def input_vectors(path: PathLike, file: PromptFile) -> np.ndarray:
             f"prompt {path}: {file.method} is more than input vectors (it holds "
             f"{sorted(file.leaves)}); use the run's folder, --model_dir"
         )
-    if array.shape[:1] != (file.length,):
+    if array.shape[:1] != (file.length * max(1, len(file.tasks)),):
         raise UserError(f"prompt {path}: says length {file.length}, holds {list(array.shape)}")
     return array
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from prompt_jax.assemble import Method, Model, Tree, unflatten
 from prompt_jax.ckpt import folder as backbone_folder
-from prompt_jax.ckpt import prompt_file
+from prompt_jax.ckpt import prompt_file, prompts
 from prompt_jax.parallel.mesh import on_host
 
 BACKBONE, PROMPT = "backbone", "prompt.safetensors"
@@ -50,14 +50,14 @@ def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
 def save_init(folder: str, model: Model, start: dict[str, np.ndarray]) -> None:
     """Writes `prompt_init.npy`, once: a run that goes on keeps the file of its first process.
 
-    A method that does not fold into input vectors leaves none.
+    A method that does not fold into input vectors, or has those of several tasks, leaves none.
 
     Args:
         folder: MODEL_DIR.
         model: the assembled model.
         start: the first values of the prompt's leaves; none where the method has no bank.
     """
-    if not model.method.folds or (epath.Path(folder) / INIT).exists():
+    if not model.method.folds or model.method.tasks or (epath.Path(folder) / INIT).exists():
         return
     prompt_file.save_array(f"{folder}/{INIT}", folded(model.method, start))
 
@@ -74,7 +74,7 @@ def save_prompt(
     """Writes `prompt.safetensors`, `prompt.npy` (best) and `prompt_last.npy`.
 
     The first holds the method's leaves, and the input vectors that they fold into; the others are
-    written only where they do.
+    written only where they do. Of a method with tasks, `prompt.TASK.npy` of each instead.
 
     Args:
         folder: MODEL_DIR.
@@ -91,10 +91,17 @@ def save_prompt(
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in best.items()}
     if method.folds and {*leaves} != {prompt_file.ENCODER}:
         leaves[prompt_file.FOLDED] = folded(method, best)
-    prompt_file.save(path, prompt_file.PromptFile(leaves, method.name, method.slots, *fingerprints))
-    for name, tree in (("prompt.npy", best), ("prompt_last.npy", last)):
-        if method.folds:
-            prompt_file.save_array(f"{folder}/{name}", folded(method, tree))
+    said = method.name, method.slots, *fingerprints, method.tasks
+    prompt_file.save(path, prompt_file.PromptFile(leaves, *said))
+    if not method.folds:
+        return path
+    if method.tasks:
+        parts = np.split(folded(method, best), len(method.tasks))
+        arrays = {prompts.task_array(k): part for k, part in zip(method.tasks, parts, strict=True)}
+    else:
+        arrays = {"prompt.npy": folded(method, best), "prompt_last.npy": folded(method, last)}
+    for name, array in arrays.items():
+        prompt_file.save_array(f"{folder}/{name}", array)
     return path
 
 

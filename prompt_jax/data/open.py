@@ -1,6 +1,6 @@
 """Opens a task's examples for training: registry -> tokenised caches -> loader."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prompt_jax.data import cache, layout
 from prompt_jax.data.loader import Data, Loader
@@ -35,6 +35,7 @@ def open_loader(
     slots: int,
     blocks: tuple[Sequence[int], int] = ((0,), 1),
     row_multiple: int = 1,
+    first_slot: Callable[[str], int] = lambda task: 0,
 ) -> Loader:
     """The loader of a run.
 
@@ -45,6 +46,7 @@ def open_loader(
         blocks: the blocks of rows that this process builds, and of how many
             (`Shardings.own_blocks`, `row_shards`).
         row_multiple: what the rows of a batch must divide by.
+        first_slot: task -> number of the first of its examples' slots.
 
     Raises:
         UserError: unknown task or split, no examples, a prompt that does not fit.
@@ -55,7 +57,7 @@ def open_loader(
     return Loader(
         data,
         sources,
-        slots=layout.slot_ids(slots),
+        slots={name: layout.slot_ids(slots, first_slot(name)) for name in tasks},
         weights=weights if len(sources) > 1 else None,
         vocabulary_size=vocabulary.size,
         blocks=blocks,

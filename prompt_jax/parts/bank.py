@@ -34,6 +34,19 @@ class Bank:
     """What every bank has; each also has a `name` and `length`, the rows of its vectors."""
 
     pads: ClassVar = False  # whether rows without a slot may be appended to its leaves
+    tasks: ClassVar = ()  # those that have slots of their own, in the order of the rows
+
+    def first_slot(self, task: str) -> int:
+        """The row of the vectors that the first slot of a task's example shows.
+
+        Raises:
+            UserError: there are tasks, and not this one.
+        """
+        if not self.tasks:
+            return 0
+        if task not in self.tasks:
+            raise UserError(f"TASKS has no prompt for task {task!r}: {nearest(task, self.tasks)}")
+        return self.tasks.index(task) * self.length
 
     @property
     def slots(self) -> int:
@@ -149,6 +162,46 @@ class LowRankBank(Bank):
     def prompts(self, params: Leaves) -> dict[str, Float[Array, "P H"]]:
         left, right = params[f"{self.name}_left"], params[f"{self.name}_right"]
         return {self.name: self.scale * jnp.matmul(left, right, precision="highest")}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskBank(Bank):
+    """One matrix for all tasks, and for each a change of rank one: P_k = P * (u_k v_k^T).
+
+    P [P, H] is shared, u_k [P] and v_k [H] are the task's and start at 1 (MPT, Wang et al. 2023,
+    section 3.1): P H + N (P + H) numbers. The vectors of the N tasks lie one after the other, and
+    the data layer writes the slots of an example's own task.
+
+    Attributes:
+        length: P.
+        tasks: names of the N tasks.
+        init: of the shared matrix.
+        name: of its vectors.
+    """
+
+    length: int
+    tasks: tuple[str, ...]
+    init: Any = SampledVocabulary()
+    name: str = "encoder"
+
+    varies: ClassVar = ("init",)
+
+    def init_params(self, key: Array, vocabulary: Vocabulary) -> Leaves:
+        check_length(self.length)
+        if not self.tasks or len({*self.tasks}) < len(self.tasks):
+            raise UserError(f"TASKS = {self.tasks}: the names of one task or more, each once")
+        return {
+            f"{self.name}_shared": self.init(key, self.length, vocabulary),
+            f"{self.name}_rows": jnp.ones((len(self.tasks), self.length)),
+            f"{self.name}_columns": jnp.ones((len(self.tasks), vocabulary.width)),
+        }
+
+    def prompts(self, params: Leaves) -> dict[str, Float[Array, "K H"]]:
+        shared, rows, columns = (
+            params[f"{self.name}_{leaf}"] for leaf in ("shared", "rows", "columns")
+        )
+        each = shared * rows[:, :, None] * columns[:, None, :]
+        return {self.name: each.reshape(-1, shared.shape[-1])}
 
 
 ACTIVATIONS = {

@@ -23,12 +23,12 @@ def examples(count: int, vocab_size: int, seed: int = 0, longest: int = 9):
     return [(tokens(3, longest), tokens(2, 4)) for _ in range(count)]
 
 
-def lay_out(pairs, slots: int, packed: bool, capacity=(32, 12), row_multiple=1):
-    """The batch of `pairs`, with a prompt of `slots` in front of each.
+def lay_out(pairs, slots, packed: bool, capacity=(32, 12), row_multiple=1):
+    """The batch of `pairs`, with a prompt's slots in front of each.
 
     Args:
         pairs: from `examples`.
-        slots: P.
+        slots: P, or slot ids for each pair.
         packed: several examples a row, or one.
         capacity: (T, U) of a row.
         row_multiple: what the number of rows must divide by.
@@ -36,8 +36,8 @@ def lay_out(pairs, slots: int, packed: bool, capacity=(32, 12), row_multiple=1):
     Returns:
         Arrays of `data.layout.assemble`.
     """
-    ids = layout.slot_ids(slots)
-    inputs = [layout.write_slots(pair[0], ids, "prefix") for pair in pairs]
+    each = [layout.slot_ids(slots)] * len(pairs) if isinstance(slots, int) else slots
+    inputs = [layout.write_slots(p[0], ids, "prefix") for p, ids in zip(pairs, each, strict=True)]
     targets = [pair[1] for pair in pairs]
     lengths = np.array([[len(i), len(t)] for i, t in zip(inputs, targets, strict=True)])
     shapes = layout.Shapes(capacity, (1,), packed, row_multiple)

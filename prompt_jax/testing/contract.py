@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from prompt_jax.assemble import Method, Model, Tree, assemble, shapes_of
 from prompt_jax.config import resolve
+from prompt_jax.data import layout
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.parts.init import Vocabulary
 from prompt_jax.step import TrainState, init_state, loss_and_grads
@@ -75,7 +76,10 @@ class Begun:
     ) -> dict:
         """Random examples with the method's slots; of a seed the same, packed or not."""
         pairs = examples(count, self.model.network.config.vocab_size, seed, INPUTS)
-        return lay_out(pairs, self.method.slots, packed, capacity)
+        tasks = self.method.tasks or ("",)  # the examples are of all tasks in turn
+        first = [self.method.first_slot(tasks[at % len(tasks)]) for at in range(count)]
+        slots = [layout.slot_ids(self.method.slots, start) for start in first]
+        return lay_out(pairs, slots, packed, capacity)
 
     def gradients(self, batch: dict) -> tuple[float, Tree]:
         """Loss and gradient of a batch, without dropout."""

@@ -52,6 +52,11 @@ METHODS = {
         still=("prompt/offset_left",),
         like=("prompt_tuning", PLAIN, {}, CONFIG),
     ),
+    "multitask_prompt": Case(
+        {"PROMPT_LENGTH": P, "TASKS": "('a', 'b')", "TaskBank.init": "@UniformInit()"},
+        P * H + 2 * (P + H),
+        like=("prompt_tuning", PLAIN, {"TASKS": "('a',)"}, CONFIG),
+    ),
     "deep_prompts": Case(
         {"PROMPT_LENGTH": P, "LayersBank.init": "@UniformInit()"},
         LE * P * H,
@@ -75,7 +80,7 @@ METHODS = {
         like=("prompt_design", {}, {}, CONFIG),
     ),
 }
-FOLDING = ("prompt_tuning", "low_rank_prompt", "bottleneck_prompt")
+FOLDING = ("prompt_tuning", "low_rank_prompt", "bottleneck_prompt", "multitask_prompt")
 NOT_HERE = ("model_tuning", "pretraining", "prompt_design")  # nothing of their own
 each = pytest.mark.parametrize("name", METHODS)
 pytestmark = pytest.mark.xdist_group("contract")  # one worker: what is compiled is shared
