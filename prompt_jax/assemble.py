@@ -15,11 +15,13 @@ from prompt_jax.losses import CrossEntropy
 from prompt_jax.models.t5 import deltas, storage
 from prompt_jax.models.t5.config import T5Config
 from prompt_jax.models.t5.network import T5, identity_tap
+from prompt_jax.parts.bank import PromptBank
 from prompt_jax.parts.head import LMHead
 from prompt_jax.parts.init import Vocabulary
 from prompt_jax.parts.phases import Gradient
 from prompt_jax.parts.select import Static
 from prompt_jax.parts.trainable import Trainable
+from prompt_jax.slots import SLOT0
 
 Tree = dict[str, Array]
 OWN = "prompt/"  # leaves of the method; all others are the backbone's
@@ -52,7 +54,7 @@ class Method:
     @property
     def slots(self) -> int:
         """P: slots that the data layer writes into each example's input."""
-        return self.bank.slots if self.bank else 0
+        return self.bank.slots + self.select.slots if self.bank else 0
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -71,6 +73,11 @@ class Method:
     def folds(self) -> bool:
         """Whether `[P, H]` rows of input say all that it has learned."""
         return bool(self.bank and self.select.folds and self.inject.folds)
+
+    @property
+    def served(self) -> "Method":
+        """The method as it is used: what folds into input vectors is a plain prompt."""
+        return dataclasses.replace(self, bank=PromptBank(self.slots)) if self.folds else self
 
     def vectors(self, leaves: Tree) -> dict[str, Any]:
         """What its own leaves make, by name (`parts.bank`).
@@ -158,8 +165,18 @@ class Model:
         """The tap that brings the prompt in; the identity for a method without one."""
         if not self.method.bank:
             return identity_tap
-        vectors = self.method.select(self.method.vectors(params), batch)
+        vectors = self.method.select(self.method.vectors(params), batch, self._embed(params))
         return self.method.inject.tap(vectors) or identity_tap
+
+    def _embed(self, params: Tree) -> Callable[[Array], Array]:
+        """Tokens [B, T] -> embeddings [B, T, H]; row 0 at slots, as in the network."""
+
+        def embed(tokens):
+            table = {"token_embedder": {"embedding": params["backbone/token_embedder/embedding"]}}
+            table = (self.fetch(table) if self.fetch else table)["token_embedder"]["embedding"]
+            return table[jnp.where(tokens >= SLOT0, 0, tokens)]
+
+        return embed
 
     def variables(self, params: Tree) -> dict:
         """The backbone's variables, as the network takes them, and what is added to its kernels."""

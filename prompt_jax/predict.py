@@ -25,7 +25,6 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.evaluate import Decoding
 from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
-from prompt_jax.parts.bank import PromptBank
 from prompt_jax.requests import Request
 
 log = logging.getLogger("prompt_jax")
@@ -74,7 +73,7 @@ class Predictor:
         if not config.exists():
             raise UserError(f"--model_dir {run_dir}: no run there (no config.gin)")
         run = resolve([str(config)], bindings).run
-        tasks, run = run.method.tasks, served(run)
+        tasks, run = run.method.tasks, dataclasses.replace(run, method=run.method.served)
         shardings = Shardings(run.parallel.mesh(), run.parallel.shard_frozen_over_data)
         model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
         backbone = run.backbone
@@ -167,14 +166,6 @@ class Predictor:
             evaluator = evaluate.TaskMetrics(decoding, batch_size)
             found[name] = evaluator(context, params, split)
         return found
-
-
-def served(run: Any) -> Any:
-    """A run as it is used: what folds into input vectors is a plain prompt, or one a task."""
-    if not run.method.folds:
-        return run
-    method = dataclasses.replace(run.method, bank=PromptBank(run.method.slots))
-    return dataclasses.replace(run, method=method)
 
 
 def _leaves(

@@ -21,6 +21,7 @@ PAIRS = [
     ("prompt_tune", "low_rank_prompt"),
     ("prompt_tune", "bottleneck_prompt"),
     ("prompt_tune", "multitask_prompt"),
+    ("prompt_tune", "spt"),
     ("prompt_tune", "dept"),
     ("prompt_tune", "deep_prompts"),
     ("prompt_tune", "prefix_tuning"),

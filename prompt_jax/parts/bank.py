@@ -6,6 +6,7 @@ A bank gives vectors by name and an inject takes them by name:
     encoder_layers   [L, P, H]         for the same slots, before every layer
     encoder_prefix   two of [L, P, W]  keys and values that the encoder's self attention also sees
     decoder_prefix   two of [L, P, W]  likewise in the decoder
+    memory           [N, H]            rows to retrieve from
     offset           [T, H]            added to the embeddings of an example's own T first tokens
     generators       leaves of [L, ...]  make the slots' vectors before every layer, from the input
     weights          by kernel, [L, I, r] and [L, r, O]: factors of what is added to it

@@ -66,6 +66,23 @@ class SampledVocabulary:
 
 
 @dataclasses.dataclass(frozen=True)
+class CommonVocabulary:
+    """Embeddings of the most common pieces, in their order, after the first `skip`."""
+
+    skip: int = 3
+
+    def __call__(self, key: Array, length: int, vocabulary: Vocabulary) -> Float[Array, "P H"]:
+        del key
+        if self.skip + length > vocabulary.pieces:
+            raise UserError(
+                f"CommonVocabulary: {length} pieces after the first {self.skip}; there are "
+                f"{vocabulary.pieces}"
+            )
+        ids = list(range(self.skip, self.skip + length))
+        return jnp.asarray(vocabulary.rows(ids), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassLabels:
     """One slot per label: the mean of its pieces' embeddings; the slots left over are `rest`."""
 

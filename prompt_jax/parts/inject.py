@@ -15,7 +15,7 @@ MASKED = -1e9  # finite: a position without own tokens is uniform instead of NaN
 
 
 @jax.custom_vjp
-def take_rows(table: Float[Array, "P H"], ids: Int[Array, "B T"]) -> Float[Array, "B T H"]:
+def take_rows(table: Float[Array, "P H"], ids: Int[Array, "*n"]) -> Float[Array, "*n H"]:
     """table[ids], whose gradient is a one-hot product: deterministic on every backend."""
     return table[ids]
 
@@ -27,7 +27,8 @@ def _take_rows_forward(table, ids):
 def _take_rows_backward(residual, grad):
     ids, length = residual
     one_hot = jax.nn.one_hot(ids, length, dtype=grad.dtype)
-    return jnp.einsum("btp,bth->ph", one_hot, grad), None
+    axes = tuple(range(ids.ndim))
+    return jnp.tensordot(one_hot, grad, axes=(axes, axes)), None
 
 
 take_rows.defvjp(_take_rows_forward, _take_rows_backward)
@@ -51,17 +52,22 @@ class Inject:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSlots(Inject):
-    """Slot SLOT0 + i of the encoder's input becomes vector i of "encoder" (DESIGN decision 2)."""
+    """Slot SLOT0 + i of the encoder's input becomes vector i of "encoder" (DESIGN decision 2).
+
+    Float32 [P, H], several prompts one after the other; or [B, S, P, H], each segment's own.
+    """
 
     folds: ClassVar = True
 
     def tap(self, vectors: Vectors) -> Callable:
-        prompts = vectors["encoder"]  # float32; several prompts lie one after the other
+        prompts = vectors["encoder"]
 
         def fill(site, x, ctx):
             if site != "embed" or ctx.stack != "encoder":
                 return x
-            return fill_slots(x, ctx.tokens, prompts)
+            if prompts.ndim == 2:
+                return fill_slots(x, ctx.tokens, prompts)
+            return fill_own_slots(x, ctx.tokens, ctx.segment_ids, prompts)
 
         fill.sites = ("embed",)
         return fill
@@ -73,6 +79,21 @@ def fill_slots(
     """`x` with the prompt's vectors in its slots."""
     slot = tokens - SLOT0
     rows = take_rows(prompts, jnp.clip(slot, 0, prompts.shape[0] - 1))
+    return jnp.where((slot >= 0)[..., None], rows.astype(x.dtype), x)
+
+
+def fill_own_slots(
+    x: Float[Array, "B T H"],
+    tokens: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    prompts: Float[Array, "B S P H"],
+) -> Float[Array, "B T H"]:
+    """`x` with the vectors of its own segment in each slot."""
+    batch, segments, length, _ = prompts.shape
+    slot = tokens - SLOT0
+    ids = (segment_ids - 1) * length + slot
+    flat = prompts.reshape(batch, segments * length, -1)
+    rows = jax.vmap(take_rows)(flat, jnp.clip(ids, 0, segments * length - 1))
     return jnp.where((slot >= 0)[..., None], rows.astype(x.dtype), x)
 
 

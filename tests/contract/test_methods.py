@@ -57,6 +57,11 @@ METHODS = {
         P * H + 2 * (P + H),
         like=("prompt_tuning", PLAIN, {"TASKS": "('a',)"}, CONFIG),
     ),
+    "spt": Case(
+        {**PLAIN, "RETRIEVED": 3, "MEMORY": 40},
+        P * H,
+        like=("prompt_tuning", PLAIN, {"RETRIEVED": 0}, CONFIG),
+    ),
     "deep_prompts": Case(
         {"PROMPT_LENGTH": P, "LayersBank.init": "@UniformInit()"},
         LE * P * H,
