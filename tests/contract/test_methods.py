@@ -163,7 +163,7 @@ def test_packing_and_other_rows_change_nothing(name):
 @each
 def test_padding_changes_nothing(name):
     ours = stirred(begun(name))
-    tight, wide = ours.batch(capacity=(16, 6)), ours.batch()
+    tight, wide = ours.batch(capacity=(INPUTS + ours.method.slots, 6)), ours.batch()
     found, expected = ours.logits(wide)[:, :6], ours.logits(tight)
     real = tight["decoder_segment_ids"] > 0
     np.testing.assert_allclose(found[real], expected[real], rtol=1e-4, atol=1e-4)
