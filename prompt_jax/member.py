@@ -27,14 +27,16 @@ class Member:
             resolved: its configuration.
             model: backbone and its own method.
             context: of its evaluations.
-            start: the prompt's first values, on the host.
+            start: first values of the method's own leaves, on the host.
         """
         self.run, self.model, self.context, self.start = resolved.run, model, context, start
         self.record = new_record(resolved, context.opened)
         self.best: dict[str, Any] | None = None
         self.stale = 0
         self.failure: RunFailed | None = None
-        self.progress = Progress(self.run.model_dir, 0, start, {})
+        groups = self.run.method.trainable.labels(start)
+        self._moving = {path: leaf for path, leaf in start.items() if groups[path]}
+        self.progress = Progress(self.run.model_dir, 0, self._moving, {})
 
     def describe(self, data: str, trainable: Tree) -> None:
         """Says in the record what the run reads (a fingerprint) and how many numbers it trains."""
@@ -46,7 +48,7 @@ class Member:
         """Takes up what a checkpoint says of this run."""
         self.best, self.stale = said["best"], said["stale"]
         self.failure = RunFailed(said["failure"]) if said["failure"] else None
-        self.progress = Progress(self.run.model_dir, step, self.start, said["done"])
+        self.progress = Progress(self.run.model_dir, step, self._moving, said["done"])
 
     def said(self) -> dict[str, Any]:
         """What a checkpoint says of this run; the data position is the step itself."""
@@ -179,8 +181,7 @@ class Members(contextlib.ExitStack):
         for run, member in enumerate(self.all):
             if member in writing:
                 leaves = self.fleet.take(state, run).trainable
-                mine = {path: leaf for path, leaf in leaves.items() if path in member.start}
-                rows.append(member.progress.write(step, mine, seconds, data_wait))
+                rows.append(member.progress.write(step, leaves, seconds, data_wait))
         log.info("%s", step_line(rows, self.all[0].run.train_steps, pace.left(step)))
 
     def evaluate(self, step: int, state: Any, clock: ledger.Clock) -> dict[int, float]:

@@ -1,0 +1,86 @@
+"""Every method as a run: it resumes to the bit, and what it leaves answers as it did."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_jax import train
+from prompt_jax.ckpt import prompt_file, prompts
+from prompt_jax.errors import UserError
+from prompt_jax.evaluate import Decoding
+from prompt_jax.predict import Predictor
+from prompt_jax.testing.runs import configure
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]
+
+INPUTS = 48  # of `testing.runs`
+METHODS = {
+    "prompt_tuning": {},
+    "low_rank_prompt": {"PROMPT_LENGTH": "4", "RANK": "2"},
+    "bottleneck_prompt": {"PROMPT_LENGTH": "4", "RANK": "2"},
+    "multitask_prompt": {"PROMPT_LENGTH": "4", "TASKS": "('micro_boolq', 'micro_sentiment')"},
+    "dept": {"PROMPT_LENGTH": "4", "OFFSET_LENGTH": str(INPUTS), "RANK": "2"},
+    "spt": {"PROMPT_LENGTH": "4", "RETRIEVED": "2", "MEMORY": "50"},
+    "deep_prompts": {"PROMPT_LENGTH": "4"},
+    "iapt": {"PROMPT_LENGTH": "4", "HIDDEN": "8"},
+    "prefix_tuning": {"PROMPT_LENGTH": "4"},
+    "lora": {"RANK": "2"},
+}
+FOLDING = {"prompt_tuning", "low_rank_prompt", "bottleneck_prompt"}
+
+
+def run(folder, name, **more):
+    settings = {**METHODS[name], "EVAL_STEPS": "0", "TaskMetrics__limit": "24", **more}
+    return train.run(configure(folder, method=name, **settings))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_resumes_and_serves(name, tmp_path):
+    whole = run(tmp_path / "whole", name, TRAIN_STEPS="8")
+    run(tmp_path / "twice", name, TRAIN_STEPS="5")
+    record = run(tmp_path / "twice", name, TRAIN_STEPS="8")
+    assert record["status"] == "ok" and record["method"] == name
+    left = [prompt_file.load(str(tmp_path / d / "prompt.safetensors")) for d in ("whole", "twice")]
+    assert left[0].own.keys() == left[1].own.keys()
+    # The best step is the last for both, or the same earlier one.
+    assert record["best"]["step"] == whole["best"]["step"]
+    for path, leaf in left[0].own.items():
+        np.testing.assert_array_equal(leaf, left[1].own[path])
+    assert record["trainable_parameters"] == whole["trainable_parameters"] > 0
+
+    predictor = Predictor.from_run(str(tmp_path / "twice"))
+    found = predictor.metrics("micro_sentiment", "validation", Decoding(), 128)
+    assert {*found} == ({"micro_boolq", "micro_sentiment"} if "multi" in name else {"prompt"})
+    (row,) = predictor.predict(["the room was lovely . answer:"], list(found)[-1])
+    assert isinstance(row["prediction"], str)
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - FOLDING))
+def test_what_is_more_than_input_vectors_says_so(name, tmp_path):
+    run(tmp_path, name, TRAIN_STEPS="1")
+    with pytest.raises(UserError, match="more than input vectors|holds the prompts of 2 tasks"):
+        prompts.read(tmp_path)
+    arrays = sorted(path.name for path in tmp_path.glob("*.npy"))
+    tasks = ["prompt.micro_boolq.npy", "prompt.micro_sentiment.npy"]
+    assert arrays == (tasks if name == "multitask_prompt" else [])
+    if arrays:
+        assert np.load(tmp_path / arrays[0]).shape == (4, 16)
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"prompt_tuning"}))
+def test_a_fleet_is_the_single_runs(name, tmp_path):
+    settings = {**METHODS[name], "TRAIN_STEPS": "4", "EVAL_PERIOD": "4", "Data__packing": "False"}
+    runs = [
+        configure(tmp_path / f"{seed}", method=name, **settings, RANDOM_SEED=str(seed))
+        for seed in (0, 1)
+    ]
+    train.run_fleet(runs, str(tmp_path / "fleet"))
+    alone = configure(tmp_path / "alone", method=name, **settings, RANDOM_SEED="1")
+    train.run(alone)
+    mine, theirs = (
+        prompt_file.load(str(tmp_path / d / "prompt.safetensors")).own for d in ("1", "alone")
+    )
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    assert json.loads((tmp_path / "1" / "record.json").read_text())["fleet"]["size"] == 2
