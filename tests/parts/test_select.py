@@ -1,0 +1,95 @@
+"""Which vectors serve an example: retrieval, by its properties."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_jax.errors import UserError
+from prompt_jax.parts.select import Retrieved, Static, means
+from prompt_jax.slots import SLOT0
+from prompt_jax.testing.batches import lay_out
+
+RNG = np.random.default_rng(0)
+TABLE = RNG.normal(size=(30, 6)).astype(np.float32)
+SOFT = RNG.normal(size=(2, 6)).astype(np.float32)
+K = 3
+
+
+def embed(tokens):
+    return jnp.asarray(TABLE)[jnp.where(tokens >= SLOT0, 0, tokens)]
+
+
+def examples(*texts):
+    one = np.array([5, 1], np.int32)
+    return [(np.array([*text, 1], np.int32), one) for text in texts]
+
+
+def retrieve(pairs, memory, packed=True, capacity=(32, 12), count=K):
+    batch = lay_out(pairs, count + len(SOFT), packed, capacity)
+    vectors = {"encoder": jnp.asarray(SOFT), "memory": jnp.asarray(memory)}
+    found = Retrieved(count)(vectors, {k: jnp.asarray(v) for k, v in batch.items()}, embed)
+    return np.asarray(found["encoder"]), batch
+
+
+def nearest(text, memory):
+    query = TABLE[[*text, 1]].mean(0)
+    scores = memory @ query / np.linalg.norm(memory, axis=1) / np.linalg.norm(query)
+    return np.argsort(-scores, kind="stable")[:K]
+
+
+TEXTS = ([3, 4, 5], [7, 7], [20, 21, 22, 23])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_nearest_rows_best_first(packed):
+    memory = RNG.normal(size=(12, 6)).astype(np.float32)
+    found, batch = retrieve(examples(*TEXTS), memory, packed)
+    seen = 0
+    for row, segments in enumerate(batch["encoder_segment_ids"]):
+        for segment in range(1, segments.max() + 1):
+            tokens = batch["encoder_input_tokens"][row][segments == segment]
+            text = [int(t) for t in tokens if t < SLOT0 and t != 1]
+            expected = np.concatenate([memory[nearest(text, memory)], SOFT])
+            np.testing.assert_array_equal(found[row, segment - 1], expected)
+            seen += 1
+    assert seen == len(TEXTS)
+
+
+def test_a_query_that_is_a_row_finds_it():
+    memory = RNG.normal(size=(12, 6)).astype(np.float32)
+    memory[8] = 3.0 * TABLE[[3, 4, 5, 1]].mean(0)  # cosine: length is nothing
+    found, _ = retrieve(examples(TEXTS[0]), memory)
+    np.testing.assert_array_equal(found[0, 0, 0], memory[8])
+
+
+def test_the_order_of_the_memory_is_nothing():
+    memory = RNG.normal(size=(12, 6)).astype(np.float32)
+    shuffled = memory[RNG.permutation(12)]
+    (found, batch), (other, _) = (retrieve(examples(*TEXTS), m) for m in (memory, shuffled))
+    there = [(row, s - 1) for row, own in enumerate(batch["encoder_segment_ids"]) for s in {*own}]
+    there = [place for place in there if place[1] >= 0]
+    assert len(there) == len(TEXTS)
+    for place in there:
+        np.testing.assert_array_equal(found[place], other[place])
+
+
+def test_slots_and_padding_are_no_part_of_the_query():
+    batch = lay_out(examples(*TEXTS), 5, True)
+    tokens, segments = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
+    noisy = np.where(segments == 0, 9, tokens)
+    given = [jnp.asarray(x) for x in (tokens, segments)]
+    expected = means(embed(given[0]), *given, 3)
+    found = means(embed(jnp.asarray(noisy)), jnp.asarray(noisy), given[1], 3)
+    np.testing.assert_array_equal(found, expected)
+    assert np.count_nonzero(np.asarray(expected).any(-1)) == len(TEXTS)
+
+
+def test_counts_that_cannot_be():
+    with pytest.raises(UserError, match=r"Retrieved.count = 13: the memory has 12 rows"):
+        retrieve(examples(*TEXTS), np.ones((12, 6), np.float32), count=13)
+
+
+def test_static_gives_what_it_gets():
+    vectors = {"encoder": SOFT}
+    assert Static()(vectors, {}, embed) is vectors
+    assert Static.slots == 0 and Retrieved(4).slots == 4
