@@ -79,6 +79,18 @@ class Method:
         """The method as it is used: what folds into input vectors is a plain prompt."""
         return dataclasses.replace(self, bank=PromptBank(self.slots)) if self.folds else self
 
+    def during(self, phase: Any) -> "Method":
+        """The method as a phase trains it."""
+        return dataclasses.replace(self, losses=phase.losses) if phase.losses else self
+
+    def scored(self, leaves: Tree, gradient: Tree) -> Tree:
+        """The bank's scores with a batch's share added (`parts.phases.Score`)."""
+        own, grads = (
+            {k.removeprefix(OWN): leaf for k, leaf in tree.items() if k.startswith(OWN)}
+            for tree in (leaves, gradient)
+        )
+        return {f"{OWN}{path}": leaf for path, leaf in self.bank.scored(own, grads).items()}
+
     def vectors(self, leaves: Tree) -> dict[str, Any]:
         """What its own leaves make, by name (`parts.bank`).
 

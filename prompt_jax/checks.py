@@ -168,12 +168,23 @@ def claim(resolved) -> None:
     flat_file.write_text(json.dumps(flat, indent=1))
 
 
-def check_restored(there: dict, opened: Opened, run) -> None:
-    """Refuses to go on with another backbone than the one the run began with.
+def check_restored(there: dict, opened: Opened, run, phase: str) -> None:
+    """Refuses to go on with another backbone, or in another phase, than the run was in.
+
+    Args:
+        there: what the checkpoint says beside its arrays.
+        opened: the backbone.
+        run: `train.Run`.
+        phase: the name of that which its step is in now.
 
     Raises:
-        UserError: with both fingerprints.
+        UserError: with both.
     """
+    if there["phase"] != phase:
+        raise UserError(
+            f"MODEL_DIR {run.model_dir} stopped in phase {there['phase']!r}; with TRAIN_STEPS = "
+            f"{run.train_steps} that step is in phase {phase!r}: go on with the steps it began with"
+        )
     began = there["backbone"]
     if began["fingerprint"] != opened.fingerprint:
         raise UserError(

@@ -20,7 +20,8 @@ from prompt_jax.data import layout
 from prompt_jax.data.loader import Loader, common_shapes
 from prompt_jax.errors import UserError, nearest
 from prompt_jax.parallel.mesh import AXES, ROWS, Shardings
-from prompt_jax.step import TrainState, jit_train_step, train_step_at_once
+from prompt_jax.parts.phases import Stage, stage_of
+from prompt_jax.step import TrainState, init_state, jit_train_step, train_step_at_once
 
 MAPS = ("auto", "loop", "vmap")
 
@@ -84,7 +85,9 @@ class Fleet:
                 made[place.mesh] = jax.device_put(frozen, where)
         return [made[place.mesh] for place in self.places]
 
-    def step(self, model: Model, optimizer, num_microbatches: int, timed: Callable) -> Callable:
+    def step(
+        self, model: Model, optimizer, num_microbatches: int, timed: Callable, kind: str
+    ) -> Callable:
         """`(state, frozen, rows, learning) -> (state, numbers)`, compiled.
 
         `frozen` is what `copies` returned; the state of runs that are not `learning` stays.
@@ -94,8 +97,9 @@ class Fleet:
             optimizer: likewise; rates lie in its state.
             num_microbatches: as in `step.loss_and_grads`.
             timed: wraps the compiled function (see `ledger.Clock.compiles`).
+            kind: of the phase, one of `step.KINDS`.
         """
-        one = timed(jit_train_step(model, optimizer, num_microbatches))
+        one = timed(jit_train_step(model, optimizer, num_microbatches, kind))
 
         def step(state, frozen, rows, learning):
             states, numbers = list(state), [None] * self.size
@@ -180,8 +184,12 @@ class AtOnce(Fleet):
     def copies(self, frozen: Tree) -> list[Tree]:
         return [frozen] * self.size
 
-    def step(self, model: Model, optimizer, num_microbatches: int, timed: Callable) -> Callable:
-        several = functools.partial(train_step_at_once, model, optimizer, num_microbatches)
+    def step(
+        self, model: Model, optimizer, num_microbatches: int, timed: Callable, kind: str
+    ) -> Callable:
+        several = functools.partial(
+            train_step_at_once, model, optimizer, num_microbatches, kind=kind
+        )
         if self.shardings.row_shards > 1:
             several = jax.shard_map(
                 several,
@@ -210,13 +218,16 @@ class AtOnce(Fleet):
 class FleetLoader:
     """The batches of all runs of a fleet, step by step."""
 
-    def __init__(self, loaders: Sequence[Loader], fleet: Fleet):
-        """Takes each run's loader."""
-        self.loaders, self._fleet = fleet.loaders(loaders), fleet
+    def __init__(self, loaders: Sequence[Sequence[Loader]], stages: Sequence[Stage], fleet: Fleet):
+        """Takes each run's loader in each of the stages."""
+        self.loaders, self._stages = [fleet.loaders(own) for own in loaders], stages
+        self._fleet = fleet
 
     def batch(self, step: int) -> Batches:
-        """Every run's batch of a step."""
-        return self._fleet.batches([loader.batch(step) for loader in self.loaders])
+        """Every run's batch of the step that follows `step` others."""
+        last = self._stages[-1].last  # a prefetch looks further
+        own = self.loaders[stage_of(self._stages, min(step + 1, last)).number]
+        return self._fleet.batches([loader.batch(step) for loader in own])
 
 
 def make_fleet(size: int, how: str, shardings: Shardings) -> Fleet:
@@ -268,6 +279,26 @@ def trim(method: Method, leaves: Tree) -> Tree:
 
 def _of_bank(path: str) -> bool:
     return path.startswith("prompt/")
+
+
+def first_state(
+    run: Any, trainable: Tree, buffers: Tree, shardings: Shardings, length: int
+) -> tuple[Any, TrainState]:
+    """A run's optimizer and its state before the first step with these leaves.
+
+    Args:
+        run: `train.Run`.
+        trainable: leaves that move, padded.
+        buffers: its other leaves.
+        shardings: where they live.
+        length: rows of the bank.
+    """
+    places = {path: shardings.trainable(path, leaf.shape) for path, leaf in trainable.items()}
+    trainable = jax.device_put(trainable, places)
+    optimizer = run.method.trainable.build(trainable, live(run.method, length))
+    fresh = jax.jit(init_state, static_argnums=(1, 2))
+    state = fresh(trainable, optimizer, run.random_seed, buffers)
+    return optimizer, jax.device_put(state, shardings.state(state, trainable))
 
 
 def live(method: Method, length: int) -> float:

@@ -1,6 +1,7 @@
 """One run of a fleet: what is its own. Its curve, best step, record and files."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,14 +14,16 @@ from prompt_jax.assemble import Model, Tree
 from prompt_jax.backbone import Opened
 from prompt_jax.ckpt import save_result
 from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
-from prompt_jax.fleet import Fleet, trim
+from prompt_jax.fleet import Fleet, first_state, trim
+from prompt_jax.parts.phases import Stage
 from prompt_jax.progress import Pace, Progress, log, span, step_line, summary
+from prompt_jax.step import INIT, TrainState, purpose_key
 
 
 class Member:
     """A run among those that train together."""
 
-    def __init__(self, resolved, model: Model, context: evaluate.Context, start: dict):
+    def __init__(self, resolved, model: Model, context: evaluate.Context, start: dict, length: int):
         """A run that has not begun.
 
         Args:
@@ -28,8 +31,10 @@ class Member:
             model: backbone and its own method.
             context: of its evaluations.
             start: first values of the method's own leaves, on the host.
+            length: rows of its bank in the fleet.
         """
         self.run, self.model, self.context, self.start = resolved.run, model, context, start
+        self._length = length
         self.record = new_record(resolved, context.opened)
         self.best: dict[str, Any] | None = None
         self.stale = 0
@@ -50,6 +55,19 @@ class Member:
         self.failure = RunFailed(said["failure"]) if said["failure"] else None
         self.progress = Progress(self.run.model_dir, step, self._moving, said["done"])
 
+    def enter(self, stage: Stage, state: TrainState) -> tuple[Any, TrainState]:
+        """Begins a stage: (its optimizer, its state), from the state that the one before left."""
+        run, opened = self.run, self.context.opened
+        key = purpose_key(jax.random.key(run.random_seed), stage.number, INIT)
+        fresh = lambda: self.model.init_prompt(key, opened.init_vocabulary())  # noqa: E731
+        begin = stage.phase.begin
+        leaves = begin(state.leaves, fresh) if begin else state.leaves
+        _, trainable, buffers = run.method.trainable.split(leaves)
+        place = self.context.shardings
+        optimizer, new = first_state(run, trainable, buffers, place, self._length)
+        self.best, self.stale = None, 0
+        return optimizer, dataclasses.replace(new, step=state.step)
+
     def said(self) -> dict[str, Any]:
         """What a checkpoint says of this run; the data position is the step itself."""
         return {
@@ -65,15 +83,27 @@ class Member:
         out_of_patience = self.run.patience and self.stale >= self.run.patience
         return not (self.failure or out_of_patience)
 
-    def evaluate(self, step: int, trainable: Tree, clock: ledger.Clock) -> float:
-        """Evaluates on the split that chooses the best step; returns the metric that does."""
-        metrics = evaluate.run(self.context, trainable, self.run.eval_split, clock)
+    def evaluate(self, step: int, leaves: Tree, clock: ledger.Clock, final: bool) -> float | None:
+        """Evaluates on the split that chooses the best step.
+
+        Args:
+            step: the last one.
+            leaves: its own, as they are now.
+            clock: where the seconds go.
+            final: in the last phase; in others no step is the best.
+
+        Returns:
+            The metric that chooses, in the last phase.
+        """
+        metrics = evaluate.run(self.context, leaves, self.run.eval_split, clock)
+        self.progress.evaluated(step, metrics)
+        self.record.metrics[self.run.eval_split] = metrics
         value = best_value(metrics, self.run)
+        if not final:
+            return None
         self.stale = 0 if self.best is None or value > self.best["value"] else self.stale + 1
         if self.best is None or value >= self.best["value"]:  # of equals the store keeps the last
             self.best = {"step": step, "metric": self.run.best_metric, "value": value}
-        self.progress.evaluated(step, metrics)
-        self.record.metrics[self.run.eval_split] = metrics
         return value
 
     def finish(self, best: Tree, last: Tree, clock: ledger.Clock) -> None:
@@ -184,13 +214,23 @@ class Members(contextlib.ExitStack):
                 rows.append(member.progress.write(step, leaves, seconds, data_wait))
         log.info("%s", step_line(rows, self.all[0].run.train_steps, pace.left(step)))
 
-    def evaluate(self, step: int, state: Any, clock: ledger.Clock) -> dict[int, float]:
-        """Evaluates every run that still trains: run -> the metric that chooses its best step."""
+    def enter(self, stage: Stage, state: Any) -> tuple[Any, Any]:
+        """Begins a stage for all runs: (optimizer, state as a step takes it)."""
+        begun = [each.enter(stage, self.fleet.take(state, at)) for at, each in enumerate(self.all)]
+        return begun[0][0], self.fleet.join([own for _, own in begun])
+
+    def evaluate(self, step: int, state: Any, clock: ledger.Clock, final: bool) -> dict[int, float]:
+        """Evaluates every run that still trains.
+
+        Returns:
+            run -> the metric that chooses its best step; nothing before the last phase.
+        """
         values, shown = {}, {}
         for run, member in enumerate(self.all):
             if member.learning:
                 leaves = self.fleet.take(state, run).leaves
-                values[run] = member.evaluate(step, leaves, clock)
+                value = member.evaluate(step, leaves, clock, final)
+                values.update({run: value} if final else {})
                 metrics = member.record.metrics[member.run.eval_split]
                 for name, value in metrics.items():
                     shown.setdefault(name, []).append(value)

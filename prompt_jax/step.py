@@ -154,11 +154,43 @@ def train_step(
     return new, {"loss": loss, **norms, **counts}
 
 
-def jit_train_step(model: Model, optimizer: optax.GradientTransformation, num_microbatches: int):
-    """`train_step(state, frozen, batch)`, compiled; the state's buffers are reused."""
+def score_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    state: TrainState,
+    frozen: Tree,
+    batch: dict[str, Array],
+) -> tuple[TrainState, dict[str, Array]]:
+    """Adds a batch's share to the scores among the buffers; nothing moves, and no dropout.
+
+    Returns:
+        As `train_step` does.
+    """
+    del optimizer
+    still = {**frozen, **state.buffers}
+    loss, grads, counts = loss_and_grads(
+        model, state.trainable, still, batch, None, num_microbatches
+    )
+    buffers = {**state.buffers, **model.method.scored(state.leaves, grads)}
+    norms = {"grad_norm": optax.tree.norm(grads), "norm": optax.tree.norm(state.trainable)}
+    new = dataclasses.replace(state, step=state.step + 1, buffers=buffers)
+    return new, {"loss": loss, **norms, **counts}
+
+
+KINDS = {"gradient": train_step, "score": score_step}  # of phases
+
+
+def jit_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    kind: str = "gradient",
+):
+    """`step(state, frozen, batch)` of a kind of phase, compiled; the state's memory is reused."""
 
     def step(state, frozen, batch):
-        return train_step(model, optimizer, num_microbatches, state, frozen, batch)
+        return KINDS[kind](model, optimizer, num_microbatches, state, frozen, batch)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -171,8 +203,9 @@ def train_step_at_once(
     frozen: Tree,
     batch: dict[str, Array],
     learning: Array,
+    kind: str = "gradient",
 ) -> tuple[TrainState, dict[str, Array]]:
-    """`train_step` of R runs at once (`vmap`).
+    """A step of R runs at once (`vmap`).
 
     Args:
         model: assembled functions.
@@ -182,13 +215,14 @@ def train_step_at_once(
         frozen: the leaves that are the same for all.
         batch: rows [R, B, ...].
         learning: bool [R]; the state of the others stays.
+        kind: of the phase, one of KINDS.
 
     Returns:
         The next states, and what the log wants of each run, [R].
     """
 
     def one(state, batch, learns):
-        new, numbers = train_step(model, optimizer, num_microbatches, state, frozen, batch)
+        new, numbers = KINDS[kind](model, optimizer, num_microbatches, state, frozen, batch)
         return jax.tree.map(lambda new, old: jnp.where(learns, new, old), new, state), numbers
 
     return jax.vmap(one)(state, batch, learning)

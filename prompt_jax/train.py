@@ -1,6 +1,7 @@
 """run(): build, restore, loop, evaluate, save, as labelled sections."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -16,13 +17,14 @@ from prompt_jax.ckpt.store import Store
 from prompt_jax.data.loader import Data, Loader, Prefetch
 from prompt_jax.data.open import open_loader
 from prompt_jax.errors import Interrupted, UserError
-from prompt_jax.fleet import Fleet, FleetLoader, live, make_fleet, pad
+from prompt_jax.fleet import Fleet, FleetLoader, first_state, make_fleet, pad
 from prompt_jax.member import Member, Members
 from prompt_jax.parallel import multihost
 from prompt_jax.parallel.mesh import Parallel, Shardings
 from prompt_jax.parallel.rules import undivided
+from prompt_jax.parts import phases
 from prompt_jax.progress import Pace, Profile, Signals, log
-from prompt_jax.step import INIT, init_state, purpose_key
+from prompt_jax.step import INIT, purpose_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +140,17 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     lengths = fleet.length([each.run.method for each in runs])
     model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
     opened = open_backbone(run.backbone, model, shardings)
-    loader = FleetLoader(open_loaders(runs, opened, fleet), fleet)
+    stages = phases.stages(run.method.phases, run.train_steps)
+    loader = FleetLoader(
+        [open_loaders(runs, opened, fleet, s.phase) for s in stages], stages, fleet
+    )
     for each in runs:
         checks.check_tasks(each.run, opened.vocabulary)
     multihost.same_on_all(
         {
             "backbone": opened.fingerprint,
             "vocabulary": opened.vocabulary.fingerprint,
-            "data": loader.loaders[0].fingerprint,
+            "data": [own[0].fingerprint for own in loader.loaders],
         }
     )
     for each in runs if first else ():
@@ -158,13 +163,16 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     # --- state: fresh, or where the last process stopped --------------------------------------
     store = Store(f"{folder}/checkpoints", run.keep_latest, run.keep_best, fleet.size)
     hosts.on_end(store.last_good)
-    begun = zip(runs, loader.loaders, lengths, fleet.places, strict=True)
+    begun = zip(runs, loader.loaders[-1], lengths, fleet.places, strict=True)
     optimizer, state, frozen, own = begin(begun, fleet, model, opened)
     members = Members(fleet, own, store.last_good)
     step = store.latest_step or 0
+    stage = phases.stage_of(stages, step)
+    for passed in stages[1 : stage.number + 1]:
+        optimizer, state = members.enter(passed, state)
     if store.latest_step is not None:
         restored = store.restore(step, state)
-        checks.check_restored(restored.extra, opened, run)
+        checks.check_restored(restored.extra, opened, run, stage.phase.name)
         state, clock.earlier = restored.state, restored.extra["seconds"]
         for member, said in zip(members.all, restored.extra["runs"], strict=True):
             member.go_on(step, said)
@@ -173,30 +181,35 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
         save_result.save_init(member.run.model_dir, member.model, member.start)
 
     # --- loop: step n is dispatched before the numbers of step n - 1 are read ----------------
-    step_fn = fleet.step(model, optimizer, run.num_microbatches, clock.compiles)
+    compiled = functools.partial(step_of, run, model, fleet, clock)
+    step_fn = compiled(stage.phase, optimizer)
     pace = Pace(clock, step, run.train_steps)
     profile, error = Profile(run.model_dir, run.profile_steps), None
     try:
         with Signals() as signals, Prefetch(loader, step) as batches, members, profile:
             while step < run.train_steps and members.learning.any():
+                while step == stage.last:
+                    stage = stages[stage.number + 1]
+                    members.settle()
+                    optimizer, state = members.enter(stage, state)
+                    step_fn = compiled(stage.phase, optimizer)
                 profile.before(step + 1, state)
                 batch = next(batches)
                 state, numbers = step_fn(state, frozen, batch.rows, members.learning)
                 step += 1
-                last = step == run.train_steps
                 members.add(step, numbers, batch.accounts)
                 pace.waited(batches.waited)
-                evaluates = step % run.eval_period == 0 or last
+                evaluates = step % run.eval_period == 0 or step == stage.last
                 if evaluates or step % run.log_period == 0:
                     members.write(step, state, pace)
                 values = {}
                 if evaluates:
-                    values = members.evaluate(step, state, clock)
+                    values = members.evaluate(step, state, clock, stage is stages[-1])
                     pace.reset()
                 stop = hosts.agree(step, signals.received)
                 if evaluates or step % run.checkpoint_period == 0 or stop:
                     members.settle()
-                    store.save(step, state, extra(opened, run, clock, members), values)
+                    store.save(step, state, extra(opened, stage, clock, members), values)
                 if stop:
                     store.wait()
                     raise Interrupted(stop, f"saved step {step}; the same command goes on")
@@ -223,8 +236,14 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     return records
 
 
-def open_loaders(runs: Sequence, opened: Opened, fleet: Fleet) -> list[Loader]:
-    """Each run's loader; runs that differ in their seed alone share what it read."""
+def step_of(run: Run, model: Model, fleet: Fleet, clock: ledger.Clock, phase, optimizer):
+    """A phase's step, compiled (see `Fleet.step`)."""
+    during = dataclasses.replace(model, method=model.method.during(phase))
+    return fleet.step(during, optimizer, run.num_microbatches, clock.compiles, phase.kind)
+
+
+def open_loaders(runs: Sequence, opened: Opened, fleet: Fleet, phase: Any) -> list[Loader]:
+    """Each run's loader in a phase; runs that differ in their seed alone share what it read."""
     shardings, made = fleet.shardings, {}
     blocks, rows = ((0,), 1), runs[0].run.num_microbatches
     if fleet.size == 1:  # runs of a fleet are on a device each
@@ -232,11 +251,13 @@ def open_loaders(runs: Sequence, opened: Opened, fleet: Fleet) -> list[Loader]:
         rows *= shardings.row_shards
     loaders = []
     for run in (each.run for each in runs):
-        key = repr(dataclasses.replace(run.data, seed=0)), run.method.slots
+        task = phase.task or run.data.mixture_or_task_name
+        data = dataclasses.replace(run.data, mixture_or_task_name=task)
+        key = repr(dataclasses.replace(data, seed=0)), run.method.slots
         if key not in made:
             slots = run.method.slots, blocks, rows, run.method.first_slot
-            made[key] = open_loader(run.data, opened.vocabulary, *slots)
-        loaders.append(made[key].reseeded(run.data.seed))
+            made[key] = open_loader(data, opened.vocabulary, *slots)
+        loaders.append(made[key].reseeded(data.seed))
     return loaders
 
 
@@ -261,7 +282,7 @@ def begin(runs: Iterable[tuple], fleet: Fleet, model: Model, opened: Opened):
         own = Model(model.network, each.run.method, model.fetch)
         optimizer, state, frozen, start = init(each.run, own, opened, place, length)
         context = evaluate.Context(each.run, model, opened, place, {})
-        members.append(Member(each, own, context, start))
+        members.append(Member(each, own, context, start, length))
         members[-1].describe(reads.fingerprint, state.trainable)
         states.append(state)
     copies, made = fleet.copies(frozen), {}
@@ -293,12 +314,7 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings, length: i
     if not trainable and run.train_steps:
         raise UserError("Trainable.rules leave nothing to train; TRAIN_STEPS=0 evaluates")
     trainable = pad(run.method, _copy(trainable), length)
-    places = {path: shardings.trainable(path, leaf.shape) for path, leaf in trainable.items()}
-    trainable = jax.device_put(trainable, places)
-    optimizer = run.method.trainable.build(trainable, live(run.method, length))
-    fresh = jax.jit(init_state, static_argnums=(1, 2))
-    state = fresh(trainable, optimizer, run.random_seed, _copy(buffers))
-    state = jax.device_put(state, shardings.state(state, trainable))
+    optimizer, state = first_state(run, trainable, _copy(buffers), shardings, length)
     start = {path: np.asarray(leaf) for path, leaf in prompt.items()}
     return optimizer, state, frozen, start
 
@@ -308,12 +324,14 @@ def _copy(tree):
     return {path: jnp.array(leaf, jnp.float32) for path, leaf in tree.items()}
 
 
-def extra(opened: Opened, run: Run, clock: ledger.Clock, members: Members) -> dict[str, Any]:
+def extra(
+    opened: Opened, stage: phases.Stage, clock: ledger.Clock, members: Members
+) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
     return {
         "backbone": {"path": opened.path, "fingerprint": opened.fingerprint},
         "vocabulary": opened.vocabulary.fingerprint,
-        "phase": run.method.phases[0].name,
+        "phase": stage.phase.name,
         "seconds": clock.all(),
         "runs": [member.said() for member in members.all],
     }
@@ -323,7 +341,7 @@ def banner(runs: Sequence, opened: Opened, fleet: Fleet, loader: FleetLoader) ->
     """What is about to run, in one line."""
     run, mesh = runs[0].run, fleet.shardings.mesh
     sizes = " x ".join(f"{n} {axis}" for axis, n in mesh.shape.items())
-    shapes, shards = loader.loaders[0].shapes, fleet.shardings.row_shards
+    shapes, shards = loader.loaders[-1][0].shapes, fleet.shardings.row_shards
     (t, u), counts = shapes.capacity, shapes.counts
     several = f"{fleet.size} runs ({fleet.map}) of " if fleet.size > 1 else ""
     mixtures = dict.fromkeys(each.run.data.mixture_or_task_name for each in runs)

@@ -22,6 +22,7 @@ PAIRS = [
     ("prompt_tune", "bottleneck_prompt"),
     ("prompt_tune", "multitask_prompt"),
     ("prompt_tune", "spt"),
+    ("prompt_tune", "xprompt"),
     ("prompt_tune", "dept"),
     ("prompt_tune", "deep_prompts"),
     ("prompt_tune", "prefix_tuning"),

@@ -1,14 +1,106 @@
-"""In what order a run proceeds."""
+"""In what order a run proceeds: what each part of its steps trains, on what, and how it begins.
+
+A run's phases share its TRAIN_STEPS. Before the first step of a phase its `begin` makes the leaves
+out of those that the phase before has left; the optimizer starts anew. The last phase chooses the
+best step.
+"""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from prompt_jax.errors import UserError
+
+Leaves = dict[str, Any]  # by path: "prompt/encoder"
+Begin = Callable[[Leaves, Callable[[], Leaves]], Leaves]  # (leaves, fresh ones) -> leaves
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """One phase of gradient steps for `Run.train_steps`.
+    """Steps along the gradient.
 
     Attributes:
         name: shown in the log and kept in the checkpoint.
+        steps: how many: a count, or a share (0 to 1) of TRAIN_STEPS; 0: all that are left.
+        task: to train on, instead of the run's.
+        losses: terms instead of the method's.
+        begin: makes the leaves of its start; None keeps those that are there.
     """
 
     name: str = "train"
+    steps: int | float = 0
+    task: str = ""
+    losses: tuple | None = None
+    begin: Begin | None = None
+
+    kind: ClassVar = "gradient"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Steps that move nothing: the bank's scores of its own parts add up in its buffers.
+
+    Attributes:
+        name: shown in the log and kept in the checkpoint.
+        steps: as of `Gradient`.
+        begin: as of `Gradient`.
+    """
+
+    name: str = "score"
+    steps: int | float = 0
+    begin: Begin | None = None
+
+    kind: ClassVar = "score"
+    task: ClassVar = ""
+    losses: ClassVar = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A phase of a run: its steps are `first` + 1 to `last`.
+
+    Attributes:
+        number: of the phase, from 0.
+        phase: what happens.
+        first: steps done before it.
+        last: steps done after it.
+    """
+
+    number: int
+    phase: Any
+    first: int
+    last: int
+
+
+def stages(phases: Sequence, steps: int) -> tuple[Stage, ...]:
+    """The phases of a run of `steps`.
+
+    Raises:
+        UserError: there is none, names repeat, or their steps are not those of the run.
+    """
+    names = [phase.name for phase in phases]
+    if not phases or len({*names}) < len(names):
+        raise UserError(f"Method.phases are named {names}: one or more, each with its own name")
+    found, done = [], 0
+    for number, phase in enumerate(phases):
+        if phase.steps < 0:
+            raise UserError(f"phase {phase.name!r}: steps = {phase.steps} is negative")
+        own = round(phase.steps * steps) if phase.steps < 1 else int(phase.steps)
+        last = done + own if phase.steps else steps
+        if last > steps or (phase.steps == 0 and number + 1 < len(phases)):
+            raise UserError(
+                f"TRAIN_STEPS = {steps} are used up before phase {names[-1]!r}: "
+                f"{[(each.name, each.steps) for each in phases]}"
+            )
+        found.append(Stage(number, phase, done, last))
+        done = last
+    if done < steps:
+        raise UserError(
+            f"Method.phases take {done} of TRAIN_STEPS = {steps}; steps = 0 gives the last the rest"
+        )
+    return tuple(found)
+
+
+def stage_of(found: Sequence[Stage], step: int) -> Stage:
+    """The stage in which a step is (step 0: the first)."""
+    return next(stage for stage in found if step <= stage.last)
