@@ -69,7 +69,7 @@ def masked_loss(ours, tokens, pieces, batch):
 
 
 def test_scores_are_sums_of_gradients_by_explicit_masks(ours):
-    step = jit_train_step(ours.model, None, 1, "score")
+    step = jit_train_step(ours.model, ours.optimizer, 1, "score")
     state, expected = jax.tree.map(jnp.copy, ours.state), [np.zeros(P), np.zeros((P, K))]
     ones = jnp.ones(P), jnp.ones((P, K))
     by_masks = jax.jit(jax.grad(lambda *given: masked_loss(ours, *given), (0, 1)))
