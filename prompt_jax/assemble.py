@@ -11,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
+from prompt_jax import losses
 from prompt_jax.losses import CrossEntropy
 from prompt_jax.models.t5 import deltas, storage
 from prompt_jax.models.t5.config import T5Config
@@ -214,36 +215,44 @@ class Model:
             key: dropout key; None turns dropout off.
 
         Returns:
-            {"main": {"encoded" [B, T, H], "states" [B, U, H], and what the head reads}}.
+            {"main": {"encoded" [B, T, H], "states" [B, U, H], and what the head reads}}; for each
+            further pass of the losses its "states", their "distance" [B, U] from main's in logits,
+            and its "weight" [].
         """
-        tap = self.tap(params, batch)
         variables = self.variables(params)
-        rngs = {} if key is None else {"dropout": key}
-
-        def passes(network):
-            options = {"tap": tap, "deterministic": key is None}
-            tokens, segments = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
-            encoded = network.encode(tokens, segments, **options)
-            states = network.decode(
-                encoded,
-                segments,
-                batch["decoder_input_tokens"],
-                batch["decoder_segment_ids"],
-                **options,
-            )
-            return {"encoded": encoded, "states": states}
+        config, head = self.network.config, self.method.head
 
         def logits_of(states):
             return self.network.apply(variables, states, method="logits")
 
-        record = nn.apply(passes, self.network)(variables, rngs=rngs)
-        head = self.method.head(
-            logits_of,
-            record["states"],
-            batch["decoder_target_tokens"],
-            self.network.config.vocab_size,
-        )
-        return {"main": {**record, **head}}
+        main = self._pass(variables, self.tap(params, batch), batch, key)
+        targets = batch["decoder_target_tokens"]
+        found = {"main": {**main, **head(logits_of, main["states"], targets, config.vocab_size)}}
+        for name in losses.passes(self.method.losses):
+            other = self._pass(variables, self.tap(self._as(name, params), batch), batch, None)
+            states = jax.lax.stop_gradient(other["states"])
+            distance = head.distance(logits_of, main["states"], states, config.vocab_size)
+            weight = params.get(f"{OWN}{name}_weight", jnp.ones(()))
+            found[name] = {"states": states, "distance": distance, "weight": weight}
+        return found
+
+    def _as(self, name: str, params: Tree) -> Tree:
+        """The leaves with another prompt, "prompt/NAME", in the place of "prompt/encoder"."""
+        return {**params, f"{OWN}encoder": jax.lax.stop_gradient(params[f"{OWN}{name}"])}
+
+    def _pass(self, variables, tap, batch: dict[str, Array], key: Array | None) -> dict[str, Array]:
+        """Encoded input and decoder states of one pass."""
+
+        def through(network):
+            options = {"tap": tap, "deterministic": key is None}
+            segments = batch["encoder_segment_ids"]
+            encoded = network.encode(batch["encoder_input_tokens"], segments, **options)
+            tokens = batch["decoder_input_tokens"], batch["decoder_segment_ids"]
+            states = network.decode(encoded, segments, *tokens, **options)
+            return {"encoded": encoded, "states": states}
+
+        rngs = {} if key is None else {"dropout": key}
+        return nn.apply(through, self.network)(variables, rngs=rngs)
 
 
 def assemble(

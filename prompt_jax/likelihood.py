@@ -58,6 +58,33 @@ def token_numbers(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, length), found)
 
 
+def mean_square(
+    logits_of: Callable[[Array], Array],
+    states: Float[Array, "B U H"],
+    vocab_size: int,
+    limit_mb: float | int = LIMIT_MB,
+) -> Float[Array, "B U"]:
+    """mean_v l_v^2 of each position: of a difference of states, their logits' squared distance.
+
+    Args:
+        logits_of: the LM head, linear in the states.
+        states: [B, U, H].
+        vocab_size: V.
+        limit_mb: as in `token_numbers`.
+    """
+
+    def squares(part: Array) -> Array:
+        return jnp.mean(jnp.square(logits_of(part)), axis=-1)
+
+    rows, length, width = states.shape
+    size = chunk(length, limit_mb * 2**18 / (rows * vocab_size))
+    if size == length:
+        return squares(states)
+    parts = jnp.moveaxis(states.reshape(rows, length // size, size, width), 1, 0)
+    found = jax.lax.map(jax.checkpoint(squares, prevent_cse=False), parts)
+    return jnp.moveaxis(found, 0, 1).reshape(rows, length)
+
+
 def chunk(length: int, most: float | int) -> int:
     """The largest divisor of `length` that is at most `most` (at least 1)."""
     return max(d for d in range(1, length + 1) if length % d == 0 and d <= max(most, 1))

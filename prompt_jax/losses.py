@@ -49,6 +49,43 @@ class CrossEntropy:
         return loss + self.z_loss * jnp.square(log_z)
 
 
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """How far the logits l are from those that another prompt gives: s w sum_u mean_v (l - t)_uv^2.
+
+    The other prompt is the leaf "prompt/NAME" of the same bank; its logits t carry no gradient and
+    know no dropout. w is the leaf "prompt/NAME_weight" where there is one (PANDA's similarity of
+    source and target), else 1. With the LM head alone, whose logits are linear in the states.
+
+    Attributes:
+        strength: s.
+        teacher: NAME.
+    """
+
+    strength: float = 1.0
+    teacher: str = "teacher"
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Passes beside "main"."""
+        return (self.teacher,)
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The number of target tokens that count."""
+        return jnp.sum(batch["decoder_loss_weights"])
+
+    def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
+        """The weighted sum over the batch, in squared logits."""
+        other = outputs[self.teacher]
+        found = jnp.sum(other["distance"] * batch["decoder_loss_weights"])
+        return self.strength * other["weight"] * found
+
+
+def passes(terms: tuple) -> tuple[str, ...]:
+    """The passes that terms need beside "main", each once."""
+    return tuple(dict.fromkeys(name for term in terms for name in getattr(term, "passes", ())))
+
+
 def weights(terms: tuple, batch: Batch) -> tuple[Float[Array, ""], ...]:
     """The weight of each term over `batch`, before any pass is computed."""
     return tuple(term.weight(batch) for term in terms)

@@ -21,6 +21,7 @@ PAIRS = [
     ("prompt_tune", "low_rank_prompt"),
     ("prompt_tune", "bottleneck_prompt"),
     ("prompt_tune", "multitask_prompt"),
+    ("prompt_tune", "panda"),
     ("prompt_tune", "spt"),
     ("prompt_tune", "xprompt"),
     ("prompt_tune", "dept"),
@@ -46,6 +47,8 @@ def shipped(model, method, run, *more):
     given = ["MIXTURE_OR_TASK_NAME='sst2'", "MODEL_DIR='out/x'"]
     if method == "multitask_prompt":
         given.append("TASKS=('sst2', 'mrpc')")
+    if method == "panda":
+        given.append("SOURCE_TASK='mrpc'")
     if not model.startswith("micro"):
         given.append("INITIAL_CHECKPOINT_PATH='a/folder'")
     return resolve(files, [*given, *more])

@@ -61,7 +61,7 @@ ALLOWED = {
     "step": {"assemble", "losses", "parts"},
     "assemble": {"losses", "models", "parts"},
     "losses": set(),
-    "parts": {"likelihood"},
+    "parts": {"likelihood", "similarity"},
     "likelihood": set(),
     "models": set(),
     "data": {"report"},

@@ -29,3 +29,14 @@ class LMHead:
         """The head's share of the outputs record: `likelihood.token_numbers`, and V."""
         numbers = likelihood.token_numbers(logits_of, states, targets, vocab_size, self.limit_mb)
         return {**numbers, "vocab_size": jnp.float32(vocab_size)}
+
+    def distance(
+        self,
+        logits_of: Callable[[Array], Array],
+        states: Float[Array, "B U H"],
+        others: Float[Array, "B U H"],
+        vocab_size: int,
+    ) -> Float[Array, "B U"]:
+        """Mean squared difference of the logits of two passes, position by position."""
+        between = states.astype(jnp.float32) - others.astype(jnp.float32)
+        return likelihood.mean_square(logits_of, between, vocab_size, self.limit_mb)

@@ -57,6 +57,11 @@ METHODS = {
         P * H,
         like=("prompt_tuning", PLAIN, {}, CONFIG),
     ),
+    "panda": Case(
+        {**PLAIN, "SOURCE_TASK": "'micro_boolq'"},
+        P * H,
+        like=("prompt_tuning", PLAIN, {}, CONFIG),
+    ),
     "multitask_prompt": Case(
         {"PROMPT_LENGTH": P, "TASKS": "('a', 'b')", "TaskBank.init": "@UniformInit()"},
         P * H + 2 * (P + H),
@@ -90,7 +95,14 @@ METHODS = {
         like=("prompt_design", {}, {}, CONFIG),
     ),
 }
-FOLDING = ("prompt_tuning", "xprompt", "low_rank_prompt", "bottleneck_prompt", "multitask_prompt")
+FOLDING = (
+    "prompt_tuning",
+    "panda",
+    "xprompt",
+    "low_rank_prompt",
+    "bottleneck_prompt",
+    "multitask_prompt",
+)
 NOT_HERE = ("model_tuning", "pretraining", "prompt_design")  # nothing of their own
 each = pytest.mark.parametrize("name", METHODS)
 pytestmark = pytest.mark.xdist_group("contract")  # one worker: what is compiled is shared

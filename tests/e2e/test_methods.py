@@ -22,6 +22,7 @@ METHODS = {
     "bottleneck_prompt": {"PROMPT_LENGTH": "4", "RANK": "2"},
     "multitask_prompt": {"PROMPT_LENGTH": "4", "TASKS": "('micro_boolq', 'micro_sentiment')"},
     "xprompt": {"PROMPT_LENGTH": "4", "PIECES": "4", "SCORE_STEPS": "1"},
+    "panda": {"PROMPT_LENGTH": "4", "SOURCE_TASK": "'micro_boolq'"},
     "dept": {"PROMPT_LENGTH": "4", "OFFSET_LENGTH": str(INPUTS), "RANK": "2"},
     "spt": {"PROMPT_LENGTH": "4", "RETRIEVED": "2", "MEMORY": "50"},
     "deep_prompts": {"PROMPT_LENGTH": "4"},
@@ -29,7 +30,7 @@ METHODS = {
     "prefix_tuning": {"PROMPT_LENGTH": "4"},
     "lora": {"RANK": "2"},
 }
-FOLDING = {"prompt_tuning", "low_rank_prompt", "bottleneck_prompt", "xprompt"}
+FOLDING = {"prompt_tuning", "low_rank_prompt", "bottleneck_prompt", "xprompt", "panda"}
 
 
 def run(folder, name, **more):
