@@ -20,7 +20,7 @@ from prompt_jax.data import layout
 from prompt_jax.data.loader import Loader, common_shapes
 from prompt_jax.errors import UserError, nearest
 from prompt_jax.parallel.mesh import AXES, ROWS, Shardings
-from prompt_jax.parts.phases import Stage, stage_of
+from prompt_jax.stages import Stage, stage_of
 from prompt_jax.step import TrainState, init_state, jit_train_step, train_step_at_once
 
 MAPS = ("auto", "loop", "vmap")

@@ -15,8 +15,8 @@ from prompt_jax.backbone import Opened
 from prompt_jax.ckpt import save_result
 from prompt_jax.errors import Interrupted, RunFailed, UserError, nearest
 from prompt_jax.fleet import Fleet, first_state, trim
-from prompt_jax.parts.phases import Stage
 from prompt_jax.progress import Pace, Progress, log, span, step_line, summary
+from prompt_jax.stages import Stage
 from prompt_jax.step import INIT, TrainState, purpose_key
 
 

@@ -22,8 +22,8 @@ from prompt_jax.member import Member, Members
 from prompt_jax.parallel import multihost
 from prompt_jax.parallel.mesh import Parallel, Shardings
 from prompt_jax.parallel.rules import undivided
-from prompt_jax.parts import phases
 from prompt_jax.progress import Pace, Profile, Signals, log
+from prompt_jax.stages import Stage, stage_of, stages_of
 from prompt_jax.step import INIT, purpose_key
 
 
@@ -140,10 +140,9 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     lengths = fleet.length([each.run.method for each in runs])
     model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
     opened = open_backbone(run.backbone, model, shardings)
-    stages = phases.stages(run.method.phases, run.train_steps)
-    loader = FleetLoader(
-        [open_loaders(runs, opened, fleet, s.phase) for s in stages], stages, fleet
-    )
+    stages = stages_of(run.method.phases, run.train_steps)
+    loaders = [open_loaders(runs, opened, fleet, stage.phase) for stage in stages]
+    loader = FleetLoader(loaders, stages, fleet)
     for each in runs:
         checks.check_tasks(each.run, opened.vocabulary)
     multihost.same_on_all(
@@ -167,7 +166,7 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     optimizer, state, frozen, own = begin(begun, fleet, model, opened)
     members = Members(fleet, own, store.last_good)
     step = store.latest_step or 0
-    stage = phases.stage_of(stages, step)
+    stage = stage_of(stages, step)
     for passed in stages[1 : stage.number + 1]:
         optimizer, state = members.enter(passed, state)
     if store.latest_step is not None:
@@ -324,9 +323,7 @@ def _copy(tree):
     return {path: jnp.array(leaf, jnp.float32) for path, leaf in tree.items()}
 
 
-def extra(
-    opened: Opened, stage: phases.Stage, clock: ledger.Clock, members: Members
-) -> dict[str, Any]:
+def extra(opened: Opened, stage: Stage, clock: ledger.Clock, members: Members) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
     return {
         "backbone": {"path": opened.path, "fingerprint": opened.fingerprint},

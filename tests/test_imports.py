@@ -43,11 +43,14 @@ ALLOWED = {
     "conform": set(),
     "train": {
         *("assemble", "backbone", "step", "losses", "data", "ckpt", "checks", "fleet", "member"),
-        *("parallel", "evaluate", "probes", "ledger", "progress", "report"),
+        *("parallel", "evaluate", "probes", "ledger", "progress", "report", "stages"),
     },
     "checks": {"alike", "backbone", "ckpt", "data", "ledger", "parallel", "progress"},
-    "member": {"assemble", "backbone", "ckpt", "evaluate", "fleet", "ledger", "progress"},
-    "fleet": {"assemble", "data", "parallel", "step"},
+    "member": {
+        *("assemble", "backbone", "ckpt", "evaluate", "fleet", "ledger", "progress"),
+        *("stages", "step"),
+    },
+    "fleet": {"assemble", "data", "parallel", "stages", "step"},
     "predict": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate"),
         *("ledger", "parallel", "requests"),
@@ -58,6 +61,7 @@ ALLOWED = {
     "requests": {"data"},
     "decode": {"likelihood", "models"},
     "backbone": {"assemble", "ckpt", "data", "models", "parallel", "parts"},
+    "stages": set(),
     "step": {"assemble", "losses", "parts"},
     "assemble": {"losses", "models", "parts"},
     "losses": set(),

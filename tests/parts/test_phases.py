@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from prompt_jax.errors import UserError
-from prompt_jax.parts.phases import Gradient, stage_of, stages
+from prompt_jax.parts.phases import Gradient
 from prompt_jax.parts.prune import PrunePieces, PruneTokens
+from prompt_jax.stages import stage_of, stages_of
 from prompt_jax.step import jit_train_step, loss_and_grads
 from prompt_jax.testing.contract import begin, method_of
 
@@ -17,7 +18,7 @@ P, K = 6, 4
 
 
 def spans(phases, steps):
-    return [(stage.first, stage.last) for stage in stages(phases, steps)]
+    return [(stage.first, stage.last) for stage in stages_of(phases, steps)]
 
 
 def phase(name, steps=0):
@@ -33,7 +34,7 @@ def test_counts_and_shares_and_what_is_left():
 
 
 def test_a_step_belongs_to_the_phase_that_takes_it():
-    found = stages([phase("a", 3), phase("b")], 7)
+    found = stages_of([phase("a", 3), phase("b")], 7)
     assert [stage_of(found, step).number for step in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
@@ -50,7 +51,7 @@ def test_a_step_belongs_to_the_phase_that_takes_it():
 )
 def test_phases_that_do_not_fit(phases, said):
     with pytest.raises(UserError, match=said):
-        stages(phases, 8)
+        stages_of(phases, 8)
 
 
 # --- scores ---
