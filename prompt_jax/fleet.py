@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompt_jax.assemble import Method, Model, Tree
+from prompt_jax.assemble import OWN, Method, Model, Tree
 from prompt_jax.data import layout
 from prompt_jax.data.loader import Loader, common_shapes
 from prompt_jax.errors import UserError, nearest
@@ -163,8 +163,8 @@ class AtOnce(Fleet):
             if method.slots == longest:
                 continue
             why = "factored moments and parameter scale count the rows of the longest"
-            if not method.bank.pads:
-                why = f"the leaves of {type(method.bank).__name__} cannot be filled up"
+            if not method.bank.pads or len(method.phases) > 1:
+                why = f"the leaves of {method.name} cannot be filled up"
             elif all(each.pads for each in optimizers):
                 continue
             raise UserError(
@@ -267,18 +267,16 @@ def pad(method: Method, leaves: Tree, length: int) -> Tree:
     """A run's leaves with its bank filled up to `length` rows."""
     if method.slots == length:
         return leaves
-    return {k: method.bank.pad(leaf, length) if _of_bank(k) else leaf for k, leaf in leaves.items()}
+    path = f"{OWN}{method.bank.name}"
+    return {**leaves, path: method.bank.pad(leaves[path], length)}
 
 
 def trim(method: Method, leaves: Tree) -> Tree:
     """The inverse of `pad`."""
     if not (method.bank and method.bank.pads):
         return leaves
-    return {k: method.bank.trim(leaf) if _of_bank(k) else leaf for k, leaf in leaves.items()}
-
-
-def _of_bank(path: str) -> bool:
-    return path.startswith("prompt/")
+    path = f"{OWN}{method.bank.name}"
+    return {**leaves, path: method.bank.trim(leaves[path])}
 
 
 def first_state(
