@@ -167,14 +167,15 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     members = Members(fleet, own, store.last_good)
     step = store.latest_step or 0
     stage = stage_of(stages, step)
+    said = store.said(step) if step else None
+    if said:
+        checks.check_restored(said, opened, run, stage.phase.name)
     for passed in stages[1 : stage.number + 1]:
         optimizer, state = members.enter(passed, state)
-    if store.latest_step is not None:
-        restored = store.restore(step, state)
-        checks.check_restored(restored.extra, opened, run, stage.phase.name)
-        state, clock.earlier = restored.state, restored.extra["seconds"]
-        for member, said in zip(members.all, restored.extra["runs"], strict=True):
-            member.go_on(step, said)
+    if said:
+        state, clock.earlier = store.restore(step, state).state, said["seconds"]
+        for member, theirs in zip(members.all, said["runs"], strict=True):
+            member.go_on(step, theirs)
         log.info("continuing at step %d of %d", step, run.train_steps)
     for member in members.all if first else ():
         save_result.save_init(member.run.model_dir, member.model, member.start)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,9 @@ from prompt_jax.parts.init import UniformInit, Vocabulary
 from prompt_jax.parts.inject import EncoderSlots
 from prompt_jax.parts.trainable import Adafactor, AdamW
 from prompt_jax.predict import Predictor
-from prompt_jax.progress import Progress
 from prompt_jax.step import init_state, loss_and_grads, train_step_at_once
 from prompt_jax.testing.batches import examples, lay_out
-from prompt_jax.testing.runs import configure
+from prompt_jax.testing.runs import configure, sigterm_at
 from prompt_jax.testing.tiny import tiny_config
 
 pytestmark = pytest.mark.xdist_group("fleet")  # one worker: the fixtures are made once
@@ -226,19 +224,10 @@ def test_a_resting_run_takes_no_step(monkeypatch):
     assert states == (1, 0) and numbers[1] is None
 
 
-def test_an_interrupted_fleet_goes_on_to_the_same_bits(looped, tmp_path, monkeypatch):
-    add = Progress.add
-
-    def stop_at_five(self, step, accounting):
-        if step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        add(self, step, accounting)
-
-    monkeypatch.setattr(Progress, "add", stop_at_five)
-    with pytest.raises(Interrupted, match="saved step 5"):
+def test_an_interrupted_fleet_goes_on_to_the_same_bits(looped, tmp_path):
+    with sigterm_at(5), pytest.raises(Interrupted, match="saved step 5"):
         together(tmp_path)
     assert read(f"{tmp_path}/2/record.json")["status"] == "interrupted"
-    monkeypatch.undo()
     records = together(tmp_path)
     for one, other in zip(prompts(looped[0], 3), prompts(tmp_path, 3), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -123,6 +123,14 @@ class Store:
         except Exception as error:
             raise self.failure(None, error) from error
 
+    def said(self, step: int) -> dict:
+        """The JSON beside a step's arrays.
+
+        Raises:
+            UserError: it is damaged: not what was saved.
+        """
+        return self._extra(step)[0]
+
     def restore(self, step: int, template: Any) -> Restored:
         """Reads a step into the shapes, dtypes and shardings of `template`.
 
@@ -132,23 +140,27 @@ class Store:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
         )
-        try:
-            read = self._manager.restore(
-                step,
-                args=self._args.Composite(
-                    state=self._args.StandardRestore(abstract), extra=self._args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            raise self._damaged(step, f" ({str(error).splitlines()[0][:200]})") from error
-        extra = dict(read["extra"])
+        extra, digest = self._extra(step)
+        state = self._read(step, "state", self._args.StandardRestore(abstract))
+        if digest != fingerprint.of_state(state):
+            raise self._damaged(step, "")
+        return Restored(state, extra)
+
+    def _extra(self, step: int) -> tuple[dict, str]:
+        """(JSON beside a step's arrays, digest of those)."""
+        extra = dict(self._read(step, "extra", self._args.JsonRestore()))
         if extra.pop("digest", None) != _digest(extra):
             raise self._damaged(step, "")
-        metrics = self._manager.metrics(step) or {}
-        state_digest, values = extra.pop("state_digest"), extra.pop("values")
-        if state_digest != fingerprint.of_state(read["state"]) or values != metrics:
+        digest, values = extra.pop("state_digest"), extra.pop("values")
+        if values != (self._manager.metrics(step) or {}):
             raise self._damaged(step, "")
-        return Restored(read["state"], extra)
+        return extra, digest
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=self._args.Composite(**{item: args}))[item]
+        except Exception as error:
+            raise self._damaged(step, f" ({str(error).splitlines()[0][:200]})") from error
 
     def _damaged(self, step: int, why: str) -> UserError:
         return UserError(

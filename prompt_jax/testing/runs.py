@@ -1,6 +1,11 @@
 """A tiny run of an embedded task on random weights, as gin resolves it."""
 
+import contextlib
+import signal
+from collections.abc import Iterator
+
 from prompt_jax.config import Resolved, resolve
+from prompt_jax.progress import Progress
 
 TINY = {
     "MIXTURE_OR_TASK_NAME": "'micro_sentiment'",
@@ -33,3 +38,20 @@ def configure(
     values |= {name.replace("__", "."): value for name, value in changes.items()}
     files = ["models/micro_xs.gin", f"methods/{method}.gin", f"runs/{run}.gin"]
     return resolve(files, [f"{name}={value}" for name, value in values.items()])
+
+
+@contextlib.contextmanager
+def sigterm_at(step: int) -> Iterator[None]:
+    """Sends this process a SIGTERM as soon as it has dispatched a step."""
+    add = Progress.add
+
+    def stop(self, at, accounting):
+        if at == step:
+            signal.raise_signal(signal.SIGTERM)
+        add(self, at, accounting)
+
+    Progress.add = stop
+    try:
+        yield
+    finally:
+        Progress.add = add

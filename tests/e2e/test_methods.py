@@ -8,10 +8,10 @@ import pytest
 
 from prompt_jax import train
 from prompt_jax.ckpt import prompt_file, prompts
-from prompt_jax.errors import UserError
+from prompt_jax.errors import Interrupted, UserError
 from prompt_jax.evaluate import Decoding
 from prompt_jax.predict import Predictor
-from prompt_jax.testing.runs import configure
+from prompt_jax.testing.runs import configure, sigterm_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]
 
@@ -41,7 +41,8 @@ def run(folder, name, **more):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_resumes_and_serves(name, tmp_path):
     whole = run(tmp_path / "whole", name, TRAIN_STEPS="8")
-    run(tmp_path / "twice", name, TRAIN_STEPS="5")
+    with sigterm_at(5), pytest.raises(Interrupted, match="saved step 5"):
+        run(tmp_path / "twice", name, TRAIN_STEPS="8")
     record = run(tmp_path / "twice", name, TRAIN_STEPS="8")
     assert record["status"] == "ok" and record["method"] == name
     left = [prompt_file.load(str(tmp_path / d / "prompt.safetensors")) for d in ("whole", "twice")]
@@ -69,6 +70,13 @@ def test_what_is_more_than_input_vectors_says_so(name, tmp_path):
     assert arrays == (tasks if name == "multitask_prompt" else [])
     if arrays:
         assert np.load(tmp_path / arrays[0]).shape == (4, 16)
+
+
+def test_a_boundary_between_phases_that_moved_is_named(tmp_path):
+    with sigterm_at(5), pytest.raises(Interrupted):
+        run(tmp_path, "panda", TRAIN_STEPS="8")
+    with pytest.raises(UserError, match="stopped in phase 'teacher'.* in phase 'source': go on"):
+        run(tmp_path, "panda", TRAIN_STEPS="16")
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"prompt_tuning"}))
