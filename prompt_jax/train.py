@@ -149,7 +149,7 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
         {
             "backbone": opened.fingerprint,
             "vocabulary": opened.vocabulary.fingerprint,
-            "data": [own[0].fingerprint for own in loader.loaders],
+            "data": " ".join(own.fingerprint for part in loader.loaders for own in part),
         }
     )
     for each in runs if first else ():

@@ -35,6 +35,7 @@ from prompt_jax.fleet import Fleet
 from prompt_jax.member import Members
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request
+from prompt_jax.stages import stages_of
 from prompt_jax.step import jit_train_step, loss_and_grads
 
 SST2 = pathlib.Path(__file__).parent / "assets" / "sst2_lengths.json"
@@ -422,7 +423,8 @@ def checkpoint(steps: Steps, repeat: int) -> dict[str, Any]:
     The first save, which also starts Orbax, is not counted.
     """
     alone = Members(Fleet(1, steps.bench.shardings), [], str)
-    said = train.extra(steps.bench.opened, steps.run, ledger.Clock(), alone)
+    stage = stages_of(steps.run.method.phases, max(1, steps.run.train_steps))[0]
+    said = train.extra(steps.bench.opened, stage, ledger.Clock(), alone)
     with tempfile.TemporaryDirectory() as folder:
         store, seconds = Store(f"{folder}/checkpoints"), []
         for step in range(repeat + 1):

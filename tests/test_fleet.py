@@ -219,7 +219,7 @@ def test_a_resting_run_takes_no_step(monkeypatch):
     monkeypatch.setattr(fleet, "jit_train_step", lambda *_: lambda state, *_: (state + 1, {}))
     loop = fleet.make_fleet(2, "loop", Shardings(Parallel(data=1).mesh()))
     model = assemble(tiny_config(), Method("p"))
-    step = loop.step(model, None, 1, lambda function: function)
+    step = loop.step(model, None, 1, lambda function: function, "gradient")
     states, numbers = step((0, 0), [{}, {}], [{}, {}], np.array([True, False]))
     assert states == (1, 0) and numbers[1] is None
 

@@ -29,7 +29,7 @@ ALLOWED = {
     "bench": {"ckpt", "ledger", "workbench"},
     "workbench": {
         *("assemble", "backbone", "ckpt", "config", "data", "evaluate", "flops"),
-        *("fleet", "ledger", "member", "parallel", "requests", "step", "train"),
+        *("fleet", "ledger", "member", "parallel", "requests", "stages", "step", "train"),
     },
     "flops": {"models"},
     "plan": {"assemble", "config", "data", "models", "parallel", "parts", "step"},
@@ -74,7 +74,9 @@ ALLOWED = {
     "ledger": {"ckpt"},
     "progress": {"ledger"},
     "report": set(),
-    "testing": {"assemble", "config", "data", "losses", "models", "parts", "step"},
+    "testing": {
+        *("assemble", "config", "data", "losses", "models", "parts", "progress", "step"),
+    },
     "tasks": {"data"},
     "environment": set(),
     "errors": set(),

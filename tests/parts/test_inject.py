@@ -10,7 +10,7 @@ import pytest
 from prompt_jax.assemble import assemble
 from prompt_jax.models.t5 import deltas, storage
 from prompt_jax.parts import inject
-from prompt_jax.parts.bank import DENOMINATOR, NUMERATOR
+from prompt_jax.parts.banks.generator import DENOMINATOR, NUMERATOR
 from prompt_jax.slots import SLOT0
 from prompt_jax.testing.contract import CONFIG, begin, method_of, stirred
 

@@ -1,0 +1,218 @@
+"""Generation restricted to a list of labels: a trie over their tokens, as arrays.
+
+An answer is "label" or, with a separator, "label<separator>label...", no label twice. Each label
+lies in the trie twice, ended by EOS and by the separator (Buchner et al. 2024, Trie Search). There
+a label that is finished is deleted from a copy of the trie; here a hypothesis carries the set of
+its labels, and what leads to no other label is closed.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from prompt_jax.decode import EOS, LogitsMask
+from prompt_jax.errors import UserError
+
+PAD = 0
+_ROOT = 0
+_NEVER = -1.0e9
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trie:
+    """N nodes of at most D children over C labels; node 0 is the root.
+
+    Attributes:
+        child_tokens: the tokens that lead on, -1 where there are fewer than D.
+        child_nodes: where they lead; 0 where there are fewer.
+        to_eos: whether a label with EOS after it passes the node.
+        to_separator: whether a label with the separator after it passes the node.
+        separates: the label whose separator ends at the node, -1 for none.
+    """
+
+    child_tokens: Int[Array | np.ndarray, "N D"]
+    child_nodes: Int[Array | np.ndarray, "N D"]
+    to_eos: Bool[Array | np.ndarray, "N C"]
+    to_separator: Bool[Array | np.ndarray, "N C"]
+    separates: Int[Array | np.ndarray, "N"]
+
+
+class State(NamedTuple):
+    """Where hypotheses are; [B, ...] at the start, [B, K, ...] while they are decoded."""
+
+    node: Any
+    used: Any  # [..., C] labels that a separator has ended
+    began: Any  # whether a step has been taken: the first input is the start token
+
+
+def build(labels: Sequence[Sequence[int]], separator: Sequence[int] = (), eos: int = EOS) -> Trie:
+    """The trie of labels.
+
+    Args:
+        labels: their tokens, without EOS.
+        separator: tokens between two labels; without any an answer is one label.
+        eos: id of the end of a sequence.
+
+    Returns:
+        NumPy arrays.
+
+    Raises:
+        UserError: no label, one without tokens, two of the same tokens, EOS or padding within; or
+            a label that begins with another one and the separator, so that an answer could be read
+            in two ways.
+    """
+    labels = [tuple(map(int, label)) for label in labels]
+    separator = tuple(map(int, separator))
+    _check(labels, separator, eos)
+    children: list[dict[int, int]] = [{}]
+
+    def insert(tokens: tuple[int, ...]) -> list[int]:
+        nodes = [_ROOT]
+        for token in tokens:
+            below = children[nodes[-1]]
+            if token not in below:
+                below[token] = len(children)
+                children.append({})
+            nodes.append(below[token])
+        return nodes
+
+    ended = [insert((*label, eos)) for label in labels]
+    separated = [insert((*label, *separator)) for label in labels] if separator else []
+    for label, nodes in zip(labels, separated, strict=False):
+        if children[nodes[-1]]:
+            start = (*label, *separator)
+            beyond = [x for x in labels if x != label and (*x, *separator)[: len(start)] == start]
+            raise UserError(
+                f"the label of tokens {beyond[0]} begins with {label} and the separator "
+                f"{separator}: an answer could be read in two ways"
+            )
+    for nodes in ended:
+        children[nodes[-1]][PAD] = nodes[-1]  # what is decoded after the end stays there
+    shape = len(children), max(map(len, children))
+    trie = Trie(
+        np.full(shape, -1, np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros((len(children), len(labels)), bool),
+        np.zeros((len(children), len(labels)), bool),
+        np.full(len(children), -1, np.int32),
+    )
+    for node, below in enumerate(children):
+        trie.child_tokens[node, : len(below)] = list(below)
+        trie.child_nodes[node, : len(below)] = list(below.values())
+    for label, nodes in enumerate(ended):
+        trie.to_eos[nodes, label] = True
+    for label, nodes in enumerate(separated):
+        trie.to_separator[nodes, label] = True
+        trie.separates[nodes[-1]] = label
+    return trie
+
+
+def _check(labels: list[tuple[int, ...]], separator: tuple[int, ...], eos: int) -> None:
+    if not labels:
+        raise UserError("a trie of no labels: nothing could be generated")
+    seen: dict[tuple[int, ...], int] = {}
+    for number, label in enumerate(labels):
+        if not label:
+            raise UserError(f"label {number} of {len(labels)} (from 0) has no tokens")
+        if label in seen:
+            both = f"{seen[label]} and {number}"
+            raise UserError(f"labels {both} (from 0) have the same tokens {label}")
+        seen[label] = number
+    for tokens in (*labels, separator):
+        if eos in tokens or min(tokens, default=1) <= PAD:
+            raise UserError(f"tokens {tokens}: EOS ({eos}) and padding ({PAD}) end an answer")
+
+
+def tokens_of(
+    labels: Sequence[str], separator: str, encode: Callable[[str], list[int]]
+) -> tuple[list[list[int]], list[int]]:
+    """The tokens of labels and of what is between them, as they are in a target.
+
+    Encoded on its own a separator may have other tokens than within a target (";" begins a word
+    there), and those a trained model never generates. So they are read off pairs: each label
+    before itself and before the next one.
+
+    Args:
+        labels: texts.
+        separator: between two labels; "": none.
+        encode: text -> tokens, without EOS.
+
+    Returns:
+        Tokens of each label; tokens of the separator.
+
+    Raises:
+        UserError: the tokens of a pair are not the first label's, the separator's, and the second
+            label's, with the same separator everywhere.
+    """
+    tokens = [list(encode(label)) for label in labels]
+    between: list[int] = []
+    if not separator:
+        return tokens, between
+    pairs = [(n, after) for n in range(len(labels)) for after in (n, (n + 1) % len(labels))]
+    for first, second in pairs:
+        text = labels[first] + separator + labels[second]
+        whole = list(encode(text))
+        found = whole[len(tokens[first]) : len(whole) - len(tokens[second])]
+        between = between or found
+        if not found or found != between or whole != tokens[first] + found + tokens[second]:
+            raise UserError(
+                f"label {labels[first]!r}: {text!r} has the tokens {whole}, which are not its "
+                f"{tokens[first]}, the separator's {between or ''}, and then {tokens[second]}"
+            )
+    return tokens, between
+
+
+def logits_mask(trie: Trie, rows: int) -> LogitsMask:
+    """The restriction of what is generated, for `decode`.
+
+    Args:
+        trie: of the labels.
+        rows: B, examples decoded together.
+
+    Returns:
+        The mask, with `State` as its state.
+    """
+    used = np.zeros((rows, trie.to_eos.shape[1]), bool)
+    state = State(np.zeros(rows, np.int32), used, np.zeros(rows, bool))
+    return LogitsMask(functools.partial(_restrict, trie), state)
+
+
+def _restrict(
+    trie: Trie, state: State, logits: Float[Array, "B K V"], tokens: Int[Array, "B K"]
+) -> tuple[Float[Array, "B K V"], State]:
+    """Moves on by the tokens, then leaves what is open: with U the labels not used yet, a token to
+    node n with U & to_eos[n], or with U & to_separator[n] and |U| > 1.
+
+    The set of labels changes at separators only, so an open node always has an open child.
+    """
+    child_tokens, child_nodes = jnp.asarray(trie.child_tokens), jnp.asarray(trie.child_nodes)
+    taken = (child_tokens[state.node] == tokens[..., None]) & state.began[..., None]
+    # What is no child leads to the root: beam search carries such hypotheses, with score -1e9.
+    node = jnp.max(jnp.where(taken, child_nodes[state.node], _ROOT), axis=-1)
+    ended = jnp.asarray(trie.separates)[node]
+    used = state.used | (ended[..., None] == jnp.arange(trie.to_eos.shape[1]))
+    node = jnp.where(ended < 0, node, _ROOT)
+
+    more = jnp.sum(~used, axis=-1, keepdims=True) > 1
+    # For all nodes at once: [B, K, N]. Of the children only it would be [B, K, D, C].
+    lead = _any(~used, trie.to_eos) | (_any(~used, trie.to_separator) & more)
+    own = child_tokens[node]
+    leads = jnp.take_along_axis(lead, child_nodes[node], axis=-1) & (own >= 0)
+    batch, copies, vocabulary = logits.shape
+    at = jnp.arange(batch)[:, None, None], jnp.arange(copies)[:, None]
+    # Beyond the vocabulary is nowhere; -1 would be its last token.
+    at = *at, jnp.where(leads, own, vocabulary)
+    allowed = jnp.zeros(logits.shape, bool).at[at].set(True, mode="drop")
+    return jnp.where(allowed, logits, _NEVER), State(node, used, jnp.ones_like(state.began))
+
+
+def _any(
+    labels: Bool[Array, "B K C"], table: Bool[Array | np.ndarray, "N C"]
+) -> Bool[Array, "B K N"]:
+    """Whether a node has one of the labels; counts below 2^24 are exact in float32."""
+    return jnp.matmul(labels.astype(jnp.float32), jnp.asarray(table, jnp.float32).T) > 0.5
