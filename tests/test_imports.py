@@ -58,6 +58,7 @@ ALLOWED = {
     "probes": {"assemble", "data", "evaluate", "losses", "parts", "step"},
     "evaluate": {"assemble", "backbone", "data", "decode", "ledger", "parallel", "requests"},
     "ensemble": {"assemble", "data", "evaluate"},
+    "trie": {"decode"},
     "requests": {"data"},
     "decode": {"likelihood", "models"},
     "backbone": {"assemble", "ckpt", "data", "models", "parallel", "parts"},

@@ -319,7 +319,7 @@ def check_shapes(run: Any) -> None:
     try:
         held = lowering.leaves(run)
         model = assemble(run.backbone.config, run.method)
-        jax.eval_shape(model.outputs, {**held.frozen, **held.trainable}, batch)
+        jax.eval_shape(model.outputs, {**held.frozen, **held.state.leaves}, batch)
     except (TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the shapes of {run.method.name} do not fit: {reason}") from error
