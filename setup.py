@@ -36,6 +36,7 @@ CORE = [
     "matplotlib>=3.9",
     "scikit-learn>=1.5",  # F1, Matthews; the bag-of-words baseline
     "scipy>=1.11",  # correlations
+    "evosax>=0.3",  # CMA-ES
     "sacrebleu>=2.4",
     "rouge-score>=0.1.2",
 ]

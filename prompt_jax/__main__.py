@@ -56,7 +56,8 @@ def _use_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=_positive, default=None)
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     decode = parser.add_argument_group("decoding")
-    decode.add_argument("--decode", choices=("greedy", "beam", "sample", "rank"), default=None)
+    modes = ("greedy", "beam", "sample", "rank", "trie")
+    decode.add_argument("--decode", choices=modes, default=None)
     decode.add_argument("--max_decode_length", type=_positive, default=None, metavar="N")
     decode.add_argument("--beam_size", type=_positive, default=4, metavar="N")
     decode.add_argument(
@@ -69,8 +70,11 @@ def _use_flags(parser: argparse.ArgumentParser) -> None:
     decode.add_argument("--seed", type=int, default=0)
     decode.add_argument(
         "--label", action="append", default=[], metavar="TEXT",
-        help="rank: an answer to choose from; repeatable; default: the task's own",
+        help="rank, trie: an answer to choose from; repeatable; default: the task's own",
     )  # fmt: skip
+    decode.add_argument(
+        "--separator", default="", metavar="TEXT", help="trie: between the labels of one answer"
+    )
 
 
 def _flags_run(parser: argparse.ArgumentParser) -> None:

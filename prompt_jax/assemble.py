@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from prompt_jax import losses
 from prompt_jax.losses import CrossEntropy
@@ -26,6 +26,7 @@ from prompt_jax.slots import SLOT0
 
 Tree = dict[str, Array]
 OWN = "prompt/"  # leaves of the method; all others are the backbone's
+HEAD = 1_000_003  # of the keys of inits: the head's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Method:
     @property
     def folds(self) -> bool:
         """Whether `[P, H]` rows of input say all that it has learned."""
-        return bool(self.bank and self.select.folds and self.inject.folds)
+        parts = self.select, self.inject, self.head
+        return bool(self.bank and all(part.folds for part in parts))
 
     @property
     def served(self) -> "Method":
@@ -86,11 +88,8 @@ class Method:
 
     def scored(self, leaves: Tree, gradient: Tree) -> Tree:
         """The bank's scores with a batch's share added (`parts.phases.Score`)."""
-        own, grads = (
-            {k.removeprefix(OWN): leaf for k, leaf in tree.items() if k.startswith(OWN)}
-            for tree in (leaves, gradient)
-        )
-        return {f"{OWN}{path}": leaf for path, leaf in self.bank.scored(own, grads).items()}
+        scored = self.bank.scored(own_leaves(leaves), own_leaves(gradient))
+        return {f"{OWN}{path}": leaf for path, leaf in scored.items()}
 
     def vectors(self, leaves: Tree) -> dict[str, Any]:
         """What its own leaves make, by name (`parts.bank`).
@@ -98,8 +97,12 @@ class Method:
         Args:
             leaves: by path; only those below "prompt/" are read.
         """
-        own = {k.removeprefix(OWN): leaf for k, leaf in leaves.items() if k.startswith(OWN)}
-        return self.bank.prompts(own)
+        return self.bank.prompts(own_leaves(leaves))
+
+
+def own_leaves(leaves: Tree) -> Tree:
+    """The method's, by their path below "prompt/"."""
+    return {k.removeprefix(OWN): leaf for k, leaf in leaves.items() if k.startswith(OWN)}
 
 
 def flatten(tree: dict) -> Tree:
@@ -151,6 +154,7 @@ class Model:
         if not self.method.bank:
             return {}
         fresh = self.method.bank.init_params(key, vocabulary)
+        fresh |= self.method.head.init_params(jax.random.fold_in(key, HEAD), vocabulary)
         return {f"{OWN}{path}": leaf for path, leaf in fresh.items()}
 
     def backbone_shapes(self) -> dict[str, Any]:
@@ -170,6 +174,7 @@ class Model:
             pieces=config.vocab_size,
             read_prompt=lambda path, force: np.zeros((rows, config.emb_dim), np.float32),
             shapes=shapes_of(self.backbone_shapes()),
+            deviations=lambda: np.ones(config.num_encoder_layers, np.float32),
         )
         leaves = self.init_prompt(jax.random.key(0), stand_in)
         return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
@@ -226,15 +231,23 @@ class Model:
             return self.network.apply(variables, states, method="logits")
 
         main = self._pass(variables, self.tap(params, batch), batch, key)
-        targets = batch["decoder_target_tokens"]
-        found = {"main": {**main, **head(logits_of, main["states"], targets, config.vocab_size)}}
+        own, size = own_leaves(params), config.vocab_size
+        found = {"main": {**main, **head(own, main["states"], batch, logits_of, size)}}
         for name in losses.passes(self.method.losses):
             other = self._pass(variables, self.tap(self._as(name, params), batch), batch, None)
             states = jax.lax.stop_gradient(other["states"])
-            distance = head.distance(logits_of, main["states"], states, config.vocab_size)
+            distance = head.distance(logits_of, main["states"], states, size)
             weight = params.get(f"{OWN}{name}_weight", jnp.ones(()))
             found[name] = {"states": states, "distance": distance, "weight": weight}
         return found
+
+    def class_scores(self, params: Tree, batch: dict[str, Array]) -> Float[Array, "B C"]:
+        """What a head with labels says of each row, one example a row; only its input is read."""
+        segments = (batch["encoder_segment_ids"] > 0).any(1, keepdims=True).astype(jnp.int32)
+        start = {"decoder_input_tokens": 0 * segments, "decoder_segment_ids": segments}
+        whole = {**batch, **start}
+        states = self._pass(self.variables(params), self.tap(params, whole), whole, None)["states"]
+        return self.method.head.scores(own_leaves(params), states[:, 0])
 
     def _as(self, name: str, params: Tree) -> Tree:
         """The leaves with another prompt, "prompt/NAME", in the place of "prompt/encoder"."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from prompt_jax import spread
 from prompt_jax.assemble import Model, Tree, flatten, shapes_of, unflatten
 from prompt_jax.ckpt import fingerprint as fingerprints
 from prompt_jax.ckpt import hf, load, prompt_file, prompts
@@ -63,8 +64,8 @@ class Opened:
             leaf.size for path, leaf in self.params.items() if not path.endswith(storage.SCALE)
         )
 
-    def init_vocabulary(self) -> Vocabulary:
-        """What inits may ask: rows of the embedding table, and stored prompts."""
+    def init_vocabulary(self, model: Model) -> Vocabulary:
+        """What inits may ask: rows of the embedding table, stored prompts, sizes of states."""
         table = self.params["backbone/token_embedder/embedding"]
 
         def rows(ids: list[int]) -> np.ndarray:
@@ -84,6 +85,7 @@ class Opened:
             pieces=self.vocabulary.pieces,
             read_prompt=read_prompt,
             shapes=shapes_of(self.params),
+            deviations=lambda: spread.deviations(model, self.params, self.vocabulary.pieces),
         )
 
 

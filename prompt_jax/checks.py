@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from prompt_jax import ledger
+from prompt_jax import ledger, losses
 from prompt_jax.alike import common, difference
 from prompt_jax.backbone import Opened
 from prompt_jax.ckpt import tree
@@ -18,6 +18,7 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.progress import log
 
+LOOKED_AT = 200  # targets of a split that the head must know
 # What may differ when a run is started again in its MODEL_DIR: none of it changes a number.
 RESTARTABLE = (
     "Run.train_steps",
@@ -81,6 +82,17 @@ def check(run) -> None:
             f"OFFSET_LENGTH = {most}: {run.method.name} has no row for token {most + 1} of an "
             f"input; TASK_FEATURE_LENGTHS = {asked}"
         )
+    for phase in run.method.phases:
+        losses.check(run.method.during(phase).losses, run.method.head)
+    used = {run.method.trainable.optimizer.kind}
+    if run.train_steps and used != {phase.kind for phase in run.method.phases} - {"score"}:
+        shown = type(run.method.trainable.optimizer).__name__
+        raise UserError(
+            f"Trainable.optimizer = {shown} is for phases of {used.pop()}, but Method.phases are "
+            f"{[type(phase).__name__ for phase in run.method.phases]}"
+        )
+    if not (run.method.bank or run.method.head.folds):
+        raise UserError(f"{type(run.method.head).__name__} needs a prompt: Method.bank is None")
     if bool(run.method.bank) != bool(run.method.inject):
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 
@@ -137,6 +149,8 @@ def check_tasks(run, vocabulary: Vocabulary) -> None:
         for task in cache.get_tasks(name, data.mixture_or_task_module)[0]:
             run.method.first_slot(task)
             tokens = open_tokens(data, task, split, vocabulary)
+            some = [tokens.targets(at) for at in range(min(LOOKED_AT, len(tokens)))]
+            run.method.head.check(vocabulary.encode, some)
             if name in run.transfer_tasks and tokens.text_only:
                 raise UserError(f"Run.transfer_tasks: task {task!r} has no `inputs`")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_jax import decode
+from prompt_jax import decode, label_tokens, trie
 from prompt_jax.assemble import Model, Tree
 from prompt_jax.backbone import Opened
 from prompt_jax.data import cache, layout, registry
@@ -47,6 +47,18 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
     labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrieDecoding(Decoding):
+    """Greedy, but nothing but `labels` can be said (Buchner et al. 2024, Trie Search).
+
+    Attributes:
+        separator: between the labels of an answer that may have several, none twice; "": one.
+    """
+
+    mode: str = "trie"
+    separator: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +215,8 @@ def answers(
     """
     if not requests:
         return []
+    if context.model.method.head.labels:
+        return _classify(context, params, requests, decoding, batch_size)
     if decoding.mode == "rank":
         return _rank(context, params, requests, decoding, batch_size)
     vocabulary = context.opened.vocabulary
@@ -231,10 +245,15 @@ def _generator(context: Context, decoding: Decoding, length: int):
     model = context.model
     beam = decode.Beam(decoding.beam_size, decoding.length_penalty, decoding.length_penalty_form)
     sampling = decode.Sampling(1, decoding.temperature, decoding.top_k, decoding.top_p)
+    tree = None
+    if isinstance(decoding, TrieDecoding):
+        encode = context.opened.vocabulary.encode
+        tree = trie.build(*label_tokens.tokens_of(_labels(decoding), decoding.separator, encode))
 
     def generate(params, batch, number):
         key = jax.random.fold_in(jax.random.key(decoding.seed), number)
-        decoder = _decoder(model, params, batch, length)
+        mask = trie.logits_mask(tree, len(batch["encoder_segment_ids"])) if tree else None
+        decoder = dataclasses.replace(_decoder(model, params, batch, length), mask=mask)
         if decoding.mode == "beam":
             found = decode.beam_search(decoder, batch, beam)
         elif decoding.mode == "sample":
@@ -251,15 +270,38 @@ def _decoder(model: Model, params: Tree, batch: dict, length: int) -> decode.Dec
     return decode.Decoder(model.network, model.variables(params), length, tap)
 
 
+def _labels(decoding: Decoding) -> tuple[str, ...]:
+    if not decoding.labels:
+        raise UserError(f"--decode={decoding.mode} needs labels to choose from: --label=positive")
+    return decoding.labels
+
+
 def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
     """The label with the highest log-likelihood, for every request."""
-    if not decoding.labels:
-        raise UserError("rank classification needs labels to choose from, e.g. --label=positive")
-    scores = label_scores(context, params, requests, decoding.labels, batch_size)
+    scores = label_scores(context, params, requests, _labels(decoding), batch_size)
     best = scores.argmax(1)
     return [
         Answer(decoding.labels[at], float(row[at])) for at, row in zip(best, scores, strict=True)
     ]
+
+
+def _classify(context, params, requests, decoding, batch_size) -> list[Answer]:
+    """What the head's own labels say: one pass, no decoding."""
+    head = context.model.method.head
+    if decoding.mode != "greedy":
+        raise UserError(
+            f"--decode={decoding.mode}: {context.run.method.name} answers by its "
+            f"{type(head).__name__}, which decodes nothing; leave the flag out"
+        )
+    whole = context.shardings.replicated
+    make = lambda: jax.jit(context.model.class_scores, out_shardings=whole)  # noqa: E731
+    score = context.once("classes", make)
+    out: list[Answer] = [None] * len(requests)
+    for batch, group in _batches(context, requests, batch_size):
+        found = head.texts(jax.device_get(score(params, batch))[: len(group)])
+        for number, (text, log) in zip(group, found, strict=True):
+            out[number] = Answer(text, log)
+    return out
 
 
 def label_scores(

@@ -5,9 +5,13 @@ and padding cannot change the number.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from prompt_jax.errors import UserError
 
 Batch = dict[str, Array]
 Outputs = dict[str, dict[str, Array]]
@@ -27,6 +31,7 @@ class CrossEntropy:
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
+    reads: ClassVar = "tokens"
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """The number of target tokens that count."""
@@ -64,6 +69,7 @@ class Distillation:
 
     strength: float = 1.0
     teacher: str = "teacher"
+    reads: ClassVar = "tokens"
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -79,6 +85,75 @@ class Distillation:
         other = outputs[self.teacher]
         found = jnp.sum(other["distance"] * batch["decoder_loss_weights"])
         return self.strength * other["weight"] * found
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCrossEntropy:
+    """-sum_c y_c log softmax(l)_c / sum_c y_c of each example, for one label of C."""
+
+    reads: ClassVar = "classes"
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The number of examples."""
+        return jnp.sum(first_positions(batch["decoder_segment_ids"]))
+
+    def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
+        """The sum over the batch's examples, in nats."""
+        main = outputs["main"]
+        classes = main["classes"] / jnp.maximum(main["classes"].sum(-1, keepdims=True), 1.0)
+        each = -jnp.sum(classes * jax.nn.log_softmax(main["class_logits"]), axis=-1)
+        return jnp.sum(each * main["counted"])
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """-mean_c (w_c y_c log sigma(l_c) + (1 - y_c) log sigma(-l_c)) of each example.
+
+    Buchner et al. 2024 take w_c = max_k n_k / n_c, n the labels' counts in the training split.
+
+    Attributes:
+        positive: w, a number for each label; (): 1.
+    """
+
+    positive: tuple[float, ...] = ()
+    reads: ClassVar = "classes"
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The number of examples."""
+        return jnp.sum(first_positions(batch["decoder_segment_ids"]))
+
+    def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
+        """The sum over the batch's examples, in nats."""
+        main = outputs["main"]
+        logits, classes = main["class_logits"], main["classes"]
+        if self.positive and len(self.positive) != logits.shape[-1]:
+            raise UserError(
+                f"BinaryCrossEntropy.positive has {len(self.positive)} weights for "
+                f"{logits.shape[-1]} labels"
+            )
+        ups = jnp.asarray(self.positive or 1.0) * classes * jax.nn.log_sigmoid(logits)
+        each = -jnp.mean(ups + (1 - classes) * jax.nn.log_sigmoid(-logits), axis=-1)
+        return jnp.sum(each * main["counted"])
+
+
+def first_positions(segment_ids: Int[Array, "B U"]) -> Float[Array, "B U"]:
+    """1 where an example of a row begins."""
+    begins = jnp.diff(segment_ids, axis=1, prepend=0) != 0
+    return (begins & (segment_ids > 0)).astype(jnp.float32)
+
+
+def check(terms: tuple, head: Any) -> None:
+    """Refuses terms that read what a head does not give.
+
+    Raises:
+        UserError: with the term and the head.
+    """
+    for term in terms:
+        if term.reads != head.gives:
+            raise UserError(
+                f"{type(term).__name__} reads numbers of {term.reads}, {type(head).__name__} gives "
+                f"those of {head.gives}"
+            )
 
 
 def passes(terms: tuple) -> tuple[str, ...]:
@@ -112,7 +187,7 @@ def total(
     return sum(shares[1:], shares[0])
 
 
-def token_counts(outputs: Outputs, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """Sums for the log: correctly predicted target tokens and how many there were."""
-    counted = batch["decoder_loss_weights"]
-    return {"correct": jnp.sum(outputs["main"]["hit"] * counted), "targets": jnp.sum(counted)}
+def counts(outputs: Outputs) -> dict[str, Float[Array, ""]]:
+    """Sums for the log: tokens or examples that the head says rightly, and how many there are."""
+    main = outputs["main"]
+    return {"correct": jnp.sum(main["hit"] * main["counted"]), "targets": jnp.sum(main["counted"])}

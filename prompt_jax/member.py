@@ -59,7 +59,7 @@ class Member:
         """Begins a stage: (its optimizer, its state), from the state that the one before left."""
         run, opened = self.run, self.context.opened
         key = purpose_key(jax.random.key(run.random_seed), stage.number, INIT)
-        fresh = lambda: self.model.init_prompt(key, opened.init_vocabulary())  # noqa: E731
+        fresh = lambda: self.model.init_prompt(key, opened.init_vocabulary(self.model))  # noqa: E731
         begin = stage.phase.begin
         leaves = begin(state.leaves, fresh) if begin else state.leaves
         _, trainable, buffers = run.method.trainable.split(leaves)

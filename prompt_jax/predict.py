@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import logging
 import sys
@@ -22,7 +23,7 @@ from prompt_jax.ckpt.prompt_file import write_bytes
 from prompt_jax.config import resolve
 from prompt_jax.data import cache, layout
 from prompt_jax.errors import UserError, nearest
-from prompt_jax.evaluate import Decoding
+from prompt_jax.evaluate import Decoding, TrieDecoding
 from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request
@@ -218,7 +219,8 @@ def _bank(
 
 def decoding_of(args, labels: tuple[str, ...]) -> Decoding:
     """The decoding that the command line asks for; `labels` are the task's own answers."""
-    return Decoding(
+    trie = args.decode == "trie"
+    return (functools.partial(TrieDecoding, separator=args.separator) if trie else Decoding)(
         mode=args.decode or "greedy",
         max_length=args.max_decode_length or 0,
         beam_size=args.beam_size,
@@ -250,8 +252,13 @@ class Asked:
         splits = next(iter(self.tasks.values())).splits
         self.split = args.split or ("test" if "test" in splits else "validation")
         self.batch_size = args.batch_size or 128
-        needs_labels = args.decode == "rank" and not args.label
+        needs_labels = args.decode in ("rank", "trie") and not args.label
+        self._mode, self._separator = args.decode, args.separator
         self.decoding = decoding_of(args, self.labels() if needs_labels else ())
+
+    def _split(self, answer: str) -> list[str]:
+        several = self._mode == "trie" and self._separator
+        return answer.split(self._separator) if several else [answer]
 
     def examples(self, split: str) -> list[dict[str, Any]]:
         """The split's examples, of all tasks of a mixture."""
@@ -271,16 +278,17 @@ class Asked:
         return found
 
     def labels(self) -> tuple[str, ...]:
-        """The answers that occur in the split, for rank classification.
+        """The labels that occur in the split's answers, for those that choose from them.
 
         Raises:
             UserError: more than MOST_LABELS of them: this is no classification task.
         """
-        found = sorted({example["targets_pretokenized"] for example in self.examples(self.split)})
+        answers = (example["targets_pretokenized"] for example in self.examples(self.split))
+        found = sorted({label for each in answers for label in self._split(each)})
         if len(found) > MOST_LABELS:
             raise UserError(
-                f"--decode=rank: {self.task} has {len(found)} different answers; name those to "
-                "choose from with --label=TEXT"
+                f"--decode={self._mode}: {self.task} has {len(found)} different answers; "
+                "name those to choose from with --label=TEXT"
             )
         return tuple(found)
 

@@ -59,12 +59,13 @@ class LossGap:
 
     def _sums(self, model: Model):
         term = losses.CrossEntropy(z_loss=0.0)
+        losses.check((term,), model.method.head)
 
         def sums(params, batch):
             outputs = model.outputs(params, batch)
             names = ("encoder_input_tokens", "encoder_segment_ids")
             rolled = {**batch, **{name: jnp.roll(batch[name], 1, axis=0) for name in names}}
-            counts = losses.token_counts(outputs, batch)
+            counts = losses.counts(outputs)
             shuffled = term.sum(model.outputs(params, rolled), batch)
             return jnp.stack(
                 [term.sum(outputs, batch), shuffled, counts["correct"], counts["targets"]]
@@ -120,7 +121,7 @@ class PromptProbe:
             lambda: open_loader(data, opened.vocabulary, self.length, blocks),
         )
         key = purpose_key(jax.random.key(0), 0, INIT)
-        prompt = model.init_prompt(key, opened.init_vocabulary())
+        prompt = model.init_prompt(key, opened.init_vocabulary(model))
         optimizer = method.trainable.build(prompt)
         state = context.shardings.put_whole(init_state(prompt, optimizer, 0))
         step_fn = context.once(

@@ -251,7 +251,7 @@ class Progress(contextlib.AbstractContextManager):
             for path, first in self._start.items()
         )
         norm = sum(float(np.sum(np.square(first))) for first in self._start.values())
-        return math.sqrt(moved / max(norm, 1e-30))
+        return math.sqrt(moved / norm) if norm else None  # a start of zeros is no measure
 
     def _warn_if_still(self, step: int, row: dict[str, Any]) -> None:
         if self._warned or step < MOVED_STEPS or "moved" not in row:

@@ -40,6 +40,7 @@ class TrainState:
 
 DROPOUT = 1  # purposes of keys: folded in after the step
 INIT = 2
+SEARCH = 3
 
 
 def purpose_key(key: Array, step: Array | int, purpose: int) -> Array:
@@ -49,7 +50,7 @@ def purpose_key(key: Array, step: Array | int, purpose: int) -> Array:
 
 def init_state(
     trainable: Tree,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     seed: int,
     buffers: Tree | None = None,
 ) -> TrainState:
@@ -103,7 +104,7 @@ def loss_and_grads(
 
     def part_loss(trainable, part, key):
         outputs = model.outputs({**frozen, **trainable}, part, key)
-        return losses.total(terms, outputs, part, whole), losses.token_counts(outputs, part)
+        return losses.total(terms, outputs, part, whole), losses.counts(outputs)
 
     grad_of = jax.value_and_grad(part_loss, has_aux=True)
     if num_microbatches == 1:
@@ -125,7 +126,7 @@ def loss_and_grads(
 
 def train_step(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     num_microbatches: int,
     state: TrainState,
     frozen: Tree,
@@ -156,7 +157,7 @@ def train_step(
 
 def score_step(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     num_microbatches: int,
     state: TrainState,
     frozen: Tree,
@@ -178,12 +179,44 @@ def score_step(
     return new, {"loss": loss, **norms, **counts}
 
 
-KINDS = {"gradient": train_step, "score": score_step}  # of phases
+def search_step(
+    model: Model,
+    optimizer: Any,
+    num_microbatches: int,
+    state: TrainState,
+    frozen: Tree,
+    batch: dict[str, Array],
+) -> tuple[TrainState, dict[str, Array]]:
+    """One generation of a search: a pass forward for each candidate, no gradient, no dropout.
+
+    Candidates share the batch; NUM_MICROBATCHES parts of them are computed one after the other.
+
+    Returns:
+        As `train_step` does: means over the candidates, and no norm of a gradient.
+    """
+    still, terms = {**frozen, **state.buffers}, model.method.losses
+    whole = losses.weights(terms, batch)
+    key = purpose_key(jax.random.wrap_key_data(state.key), state.step, SEARCH)
+    candidates, found, asked = optimizer.ask(key, state.opt_state, state.trainable)
+
+    def measure(candidate):
+        outputs = model.outputs({**still, **candidate}, batch)
+        return losses.total(terms, outputs, batch, whole), losses.counts(outputs)
+
+    together = -(-len(found) // num_microbatches)
+    values, counts = jax.lax.map(measure, candidates, batch_size=together)
+    trainable, opt_state = optimizer.tell(key, found, values, asked, state.trainable)
+    new = dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state)
+    norms = {"grad_norm": jnp.zeros(()), "norm": optax.tree.norm(trainable)}
+    return new, {"loss": jnp.mean(values), **norms, **jax.tree.map(jnp.mean, counts)}
+
+
+KINDS = {"gradient": train_step, "score": score_step, "search": search_step}  # of phases
 
 
 def jit_train_step(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     num_microbatches: int,
     kind: str = "gradient",
 ):
@@ -197,7 +230,7 @@ def jit_train_step(
 
 def train_step_at_once(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     num_microbatches: int,
     state: TrainState,
     frozen: Tree,

@@ -308,7 +308,7 @@ def init(run: Run, model: Model, opened: Opened, shardings: Shardings, length: i
     """
     length = length or run.method.slots
     key = purpose_key(jax.random.key(run.random_seed), 0, INIT)
-    prompt = model.init_prompt(key, opened.init_vocabulary())
+    prompt = model.init_prompt(key, opened.init_vocabulary(model))
     params = {**opened.params, **prompt}
     frozen, trainable, buffers = run.method.trainable.split(params)
     if not trainable and run.train_steps:

@@ -8,7 +8,7 @@ its labels, and what leads to no other label is closed.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -126,45 +126,6 @@ def _check(labels: list[tuple[int, ...]], separator: tuple[int, ...], eos: int) 
     for tokens in (*labels, separator):
         if eos in tokens or min(tokens, default=1) <= PAD:
             raise UserError(f"tokens {tokens}: EOS ({eos}) and padding ({PAD}) end an answer")
-
-
-def tokens_of(
-    labels: Sequence[str], separator: str, encode: Callable[[str], list[int]]
-) -> tuple[list[list[int]], list[int]]:
-    """The tokens of labels and of what is between them, as they are in a target.
-
-    Encoded on its own a separator may have other tokens than within a target (";" begins a word
-    there), and those a trained model never generates. So they are read off pairs: each label
-    before itself and before the next one.
-
-    Args:
-        labels: texts.
-        separator: between two labels; "": none.
-        encode: text -> tokens, without EOS.
-
-    Returns:
-        Tokens of each label; tokens of the separator.
-
-    Raises:
-        UserError: the tokens of a pair are not the first label's, the separator's, and the second
-            label's, with the same separator everywhere.
-    """
-    tokens = [list(encode(label)) for label in labels]
-    between: list[int] = []
-    if not separator:
-        return tokens, between
-    pairs = [(n, after) for n in range(len(labels)) for after in (n, (n + 1) % len(labels))]
-    for first, second in pairs:
-        text = labels[first] + separator + labels[second]
-        whole = list(encode(text))
-        found = whole[len(tokens[first]) : len(whole) - len(tokens[second])]
-        between = between or found
-        if not found or found != between or whole != tokens[first] + found + tokens[second]:
-            raise UserError(
-                f"label {labels[first]!r}: {text!r} has the tokens {whole}, which are not its "
-                f"{tokens[first]}, the separator's {between or ''}, and then {tokens[second]}"
-            )
-    return tokens, between
 
 
 def logits_mask(trie: Trie, rows: int) -> LogitsMask:

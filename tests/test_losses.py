@@ -21,7 +21,8 @@ BATCH = {
 
 def record(logits, targets=TARGETS):
     """The outputs record of given logits."""
-    return {"main": LMHead()(jnp.asarray, jnp.asarray(logits), jnp.asarray(targets), 7)}
+    batch = {**BATCH, "decoder_target_tokens": jnp.asarray(targets)}
+    return {"main": LMHead()({}, jnp.asarray(logits), batch, jnp.asarray, 7)}
 
 
 def twin(logits, targets, weights, z, s):
@@ -68,5 +69,5 @@ def test_parts_of_a_batch_add_up_to_its_mean():
 def test_token_counts_ignore_padding():
     logits = jax.nn.one_hot(TARGETS, 7)
     logits = logits.at[0, 1].set(-logits[0, 1])  # one miss among three
-    counts = losses.token_counts(record(logits), BATCH)
+    counts = losses.counts(record(logits))
     assert (float(counts["correct"]), float(counts["targets"])) == (2.0, 3.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_jax import decode, trie
+from prompt_jax import decode, label_tokens, trie
 from prompt_jax.data.vocabulary import load_vocabulary
 from prompt_jax.errors import UserError
 from prompt_jax.models.t5.network import T5
@@ -281,13 +281,13 @@ def spelled(pieces):
 def test_the_separators_tokens_are_those_within_a_target():
     vocabulary = load_vocabulary(VOCABULARY)
     texts = ["good", "not_entailment", "bad"]
-    labels, separator = trie.tokens_of(texts, "; ", vocabulary.encode)
+    labels, separator = label_tokens.tokens_of(texts, "; ", vocabulary.encode)
     assert labels == [vocabulary.encode(text) for text in texts]
     assert [vocabulary.piece(token) for token in separator] == [";"]
     assert separator != vocabulary.encode("; ")
     target = vocabulary.encode("; ".join(texts))
     assert target == [*labels[0], *separator, *labels[1], *separator, *labels[2]]
-    assert trie.tokens_of(texts, "", vocabulary.encode) == (labels, [])
+    assert label_tokens.tokens_of(texts, "", vocabulary.encode) == (labels, [])
 
 
 @pytest.mark.parametrize(
@@ -301,17 +301,21 @@ def test_the_separators_tokens_are_those_within_a_target():
 )
 def test_a_separator_that_grows_into_a_label_is_refused(pieces, labels, separator, said):
     with pytest.raises(UserError, match=said):
-        trie.tokens_of(labels, separator, spelled(pieces))
+        label_tokens.tokens_of(labels, separator, spelled(pieces))
 
 
-def test_separators_that_differ_or_have_no_token_are_refused():
-    encode = lambda text: {"b;b": [3, 9, 3]}.get(text, [ord(c) - 90 for c in text])  # noqa: E731
-    with pytest.raises(UserError, match="label 'b'"):
-        trie.tokens_of(["a", "b"], ";", encode)
+@pytest.mark.parametrize("pair", ["b2b", "a;b", "b;a"])
+def test_a_pair_of_other_tokens_is_refused(pair):
+    """As many tokens, but those of another separator or of another label."""
+    encode = lambda text: [ord(c) for c in (pair if text == "b;b" else text)]  # noqa: E731
+    with pytest.raises(UserError, match="label 'b': 'b;b'"):
+        label_tokens.tokens_of(["a", "b"], ";", encode)
+
+
+@pytest.mark.parametrize("separator", [" ", "|"])
+def test_a_separator_without_tokens_of_its_own_is_refused(separator):
     with pytest.raises(UserError, match="label 'good'"):
-        trie.tokens_of(["good", "bad"], " ", load_vocabulary(VOCABULARY).encode)
-    with pytest.raises(UserError, match="label 'good'"):
-        trie.tokens_of(["good", "bad"], "|", load_vocabulary(VOCABULARY).encode)
+        label_tokens.tokens_of(["good", "bad"], separator, load_vocabulary(VOCABULARY).encode)
 
 
 @functools.cache

@@ -113,13 +113,13 @@ class PromptBank(Bank):
 
 @dataclasses.dataclass(frozen=True)
 class Banks(Bank):
-    """Several banks of different names."""
+    """Several banks of different names; those that fill slots fill the same ones."""
 
     parts: tuple
 
     @property
     def slots(self) -> int:
-        return sum(part.slots for part in self.parts)
+        return max(part.slots for part in self.parts)
 
     @property
     def most_tokens(self) -> int | None:
@@ -129,6 +129,9 @@ class Banks(Bank):
         names = [part.name for part in self.parts]
         if len({*names}) < len(names):
             raise UserError(f"Banks.parts have names {names}: each needs its own")
+        lengths = {part.slots for part in self.parts if part.slots}
+        if len(lengths) > 1:
+            raise UserError(f"Banks.parts fill the same slots, but are {sorted(lengths)} long")
         leaves = {}
         for at, part in enumerate(self.parts):  # the first starts as it would alone
             own = jax.random.fold_in(key, at) if at else key

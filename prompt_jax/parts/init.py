@@ -23,6 +23,8 @@ class Vocabulary:
         read_prompt: path of a stored prompt, and whether one of another backbone is welcome ->
             its vectors, float32 [P, H].
         shapes: of the backbone's leaves, by path; those of layers are stacked.
+        deviations: measures the standard deviation of the states that enter each layer of the
+            encoder, [L].
     """
 
     width: int
@@ -31,6 +33,7 @@ class Vocabulary:
     pieces: int
     read_prompt: Callable[[str, bool], np.ndarray] | None = None
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    deviations: Callable[[], np.ndarray] | None = None
 
     def kernel(self, path: str) -> tuple[int, ...]:
         """(L, I, O) of a stack's kernels, e.g. "encoder/layers/attention/key"."""

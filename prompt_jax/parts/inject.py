@@ -82,6 +82,13 @@ def fill_slots(
     return jnp.where((slot >= 0)[..., None], rows.astype(x.dtype), x)
 
 
+def add_to_slots(
+    x: Float[Array, "B T H"], tokens: Int[Array, "B T"], prompts: Float[Array, "P H"]
+) -> Float[Array, "B T H"]:
+    """`x` with the prompt's vectors added to what is in its slots."""
+    return x + fill_slots(jnp.zeros_like(x), tokens, prompts)
+
+
 def fill_own_slots(
     x: Float[Array, "B T H"],
     tokens: Int[Array, "B T"],
@@ -105,15 +112,24 @@ class LayerSlots(Inject):
     input does not touch the first layer's vectors.
     """
 
+    enter: ClassVar[Callable] = staticmethod(fill_slots)
+
     def tap(self, vectors: Vectors) -> Callable:
         def fill(site, x, ctx):
             if site != "layer_in" or ctx.stack != "encoder":
                 return x
-            return fill_slots(x, ctx.tokens, ctx.layer)
+            return self.enter(x, ctx.tokens, ctx.layer)
 
         fill.sites = ("layer_in",)
         fill.encoder_layers = vectors["encoder_layers"]
         return fill
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedSlots(LayerSlots):
+    """Before every layer its vectors, "encoder_layers", are added to the slots' states (BBTv2)."""
+
+    enter: ClassVar[Callable] = staticmethod(add_to_slots)
 
 
 @dataclasses.dataclass(frozen=True)

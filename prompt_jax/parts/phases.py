@@ -35,6 +35,29 @@ class Gradient:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """Generations of a search without gradients: passes forward alone, by `evolution.CMAES`.
+
+    A step is one generation: as many passes over its batch as there are candidates, without
+    dropout.
+
+    Attributes:
+        name: shown in the log and kept in the checkpoint.
+        steps: as of `Gradient`.
+        task: as of `Gradient`.
+        begin: as of `Gradient`.
+    """
+
+    name: str = "search"
+    steps: int | float = 0
+    task: str = ""
+    begin: Begin | None = None
+
+    kind: ClassVar = "search"
+    losses: ClassVar = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Score:
     """Steps that move nothing: the bank's scores of its own parts add up in its buffers.
 

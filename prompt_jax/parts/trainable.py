@@ -42,6 +42,7 @@ class Adafactor:
     multiply_by_parameter_scale: bool = False
     clipping_threshold: float = 1.0
 
+    kind: ClassVar = "gradient"  # of the phases that it serves
     varies: ClassVar = ("learning_rate",)
 
     def build(self, live: float = 1.0) -> optax.GradientTransformation:
@@ -97,6 +98,7 @@ class AdamW:
     weight_decay: float = 0.0
     clip_norm: float = 0.0
 
+    kind: ClassVar = "gradient"
     varies: ClassVar = ("learning_rate",)
     pads: ClassVar = True  # a row without a gradient moves none
 
@@ -173,7 +175,7 @@ class Trainable:
             (still if labels[path] is None else trainable)[path] = leaf
         return frozen, trainable, buffers
 
-    def build(self, paths, live: float = 1.0) -> optax.GradientTransformation:
+    def build(self, paths, live: float = 1.0) -> Any:
         """The optimizer over a trainable tree with these paths; `live` as in `Adafactor.build`."""
         labels = self.labels(paths)
         optimizers = {"train": self.optimizer, **self.groups}

@@ -67,6 +67,11 @@ class Begun:
         return self.model.method
 
     @property
+    def kind(self) -> str:
+        """Of its first phase's steps."""
+        return self.method.phases[0].kind
+
+    @property
     def params(self) -> Tree:
         """All leaves, joined."""
         return {**self.frozen, **self.state.leaves}
@@ -76,6 +81,10 @@ class Begun:
     ) -> dict:
         """Random examples with the method's slots; of a seed the same, packed or not."""
         pairs = examples(count, self.model.network.config.vocab_size, seed, INPUTS)
+        texts = self.method.head.labels
+        labels = [np.array([*encode(text), layout.EOS], np.int32) for text in texts]
+        if labels:
+            pairs = [(pair[0], labels[at % len(labels)]) for at, pair in enumerate(pairs)]
         tasks = self.method.tasks or ("",)  # the examples are of all tasks in turn
         first = [self.method.first_slot(tasks[at % len(tasks)]) for at in range(count)]
         slots = [layout.slot_ids(self.method.slots, start) for start in first]
@@ -92,6 +101,11 @@ class Begun:
         return self.compiled["logits"](params or self.params, batch)
 
 
+def encode(text: str) -> list[int]:
+    """Tokens of a text: its characters."""
+    return [3 + ord(letter) % 50 for letter in text]
+
+
 def begin(method: Method, config: T5Config = CONFIG, seed: int = 0) -> Begun:
     """The method on random weights of `config`."""
     model = assemble(config, method)
@@ -100,9 +114,10 @@ def begin(method: Method, config: T5Config = CONFIG, seed: int = 0) -> Begun:
     vocabulary = Vocabulary(
         width=config.emb_dim,
         rows=lambda ids: table[ids],
-        encode=lambda text: [3],
+        encode=encode,
         pieces=config.vocab_size - 4,
         shapes=shapes_of(backbone),
+        deviations=lambda: np.ones(config.num_encoder_layers, np.float32),
     )
     own = model.init_prompt(jax.random.key(seed + 1), vocabulary)
     frozen, trainable, buffers = method.trainable.split({**backbone, **own})

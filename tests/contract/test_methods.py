@@ -79,6 +79,21 @@ METHODS = {
     ),
     "prefix_tuning": Case({"PROMPT_LENGTH": P}, 2 * (LE + LD) * P * W),
     "iapt": Case({"PROMPT_LENGTH": P, "HIDDEN": 6}, LE * (2 * H * 6 + 6 * P + 12)),
+    "bbt": Case(
+        {"PROMPT_LENGTH": P, "DIMENSION": 12, "SubspaceBank.init": "@UniformInit()"},
+        12,
+        like=("prompt_tuning", PLAIN, {}, CONFIG),
+    ),
+    "bbtv2": Case(
+        {**PLAIN, "DIMENSION": 12},
+        LE * 12,
+        like=("prompt_tuning", PLAIN, {}, CONFIG),
+    ),
+    "ptec": Case(
+        {**PLAIN, "CLASS_LABELS": "('a', 'b', 'c')"},
+        P * H + 3 * H,
+        like=("prompt_tuning", PLAIN, {}, CONFIG),
+    ),
     "lora": Case(
         {"RANK": 3},
         # Query and value: of the encoder's attention, and of both of the decoder's.
@@ -96,6 +111,7 @@ METHODS = {
     ),
 }
 FOLDING = (
+    "bbt",
     "prompt_tuning",
     "panda",
     "xprompt",
@@ -136,7 +152,10 @@ def test_what_trains_and_how_much(name):
     assert all(path.startswith("prompt/") for path in ours.state.leaves)
     assert all(leaf.dtype == np.float32 for leaf in ours.state.trainable.values())
     state = sum(leaf.size for leaf in jax.tree.leaves(ours.state.opt_state))
-    assert state <= 2 * METHODS[name].count + 20  # moments of what trains, a few counters
+    *rows, wide = jax.tree.leaves(ours.state.trainable)[0].shape
+    search = math.prod(rows) * 2 * wide**2  # of CMA-ES: a covariance and its eigenvectors
+    each = search + 10 * METHODS[name].count if ours.kind == "search" else 2 * METHODS[name].count
+    assert state <= each + 20  # moments of what trains, a few counters
 
 
 @each
@@ -155,7 +174,7 @@ def test_the_gradient_reaches_what_it_should(name):
 def test_the_loss_falls_and_nothing_else_moves(name):
     ours = begun(name)
     before = jax.device_get({**ours.frozen, **ours.state.buffers})
-    step, batch, seen = jit_train_step(ours.model, ours.optimizer, 1), ours.batch(), []
+    step, batch, seen = jit_train_step(ours.model, ours.optimizer, 1, ours.kind), ours.batch(), []
     state = jax.tree.map(jnp.copy, ours.state)  # a step reuses the memory of what it is given
     for _ in range(40):
         state, numbers = step(state, ours.frozen, batch)
