@@ -85,6 +85,7 @@ REGISTRY = {
     "Teach": "prompt_jax.parts.transfer:Teach",
     "Search": "prompt_jax.parts.phases:Search",
     "CMAES": "prompt_jax.parts.evolution:CMAES",
+    "ResidualBank": "prompt_jax.parts.banks.residual:ResidualBank",
     "SubspaceBank": "prompt_jax.parts.banks.subspace:SubspaceBank",
     "Score": "prompt_jax.parts.phases:Score",
     "Parallel": "prompt_jax.parallel.mesh:Parallel",

@@ -29,6 +29,7 @@ PAIRS = [
     ("prompt_tune", "prefix_tuning"),
     ("prompt_tune", "iapt"),
     ("prompt_tune", "lora"),
+    ("prompt_tune", "residual_prompt"),
     ("prompt_tune", "ptec"),
     ("prompt_tune", "bbt"),
     ("prompt_tune", "bbtv2"),

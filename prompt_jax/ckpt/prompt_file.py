@@ -76,7 +76,7 @@ def save(path: str, prompt: PromptFile) -> None:
     }
     if prompt.tasks:
         metadata["tasks"] = json.dumps(prompt.tasks)
-    leaves = {path: np.ascontiguousarray(leaf) for path, leaf in prompt.leaves.items()}
+    leaves = {path: np.asarray(leaf, order="C") for path, leaf in prompt.leaves.items()}
     metadata["digest"] = _digest(metadata, leaves)
     write_bytes(epath.Path(path), save_safetensors(leaves, metadata=metadata))
 

@@ -29,11 +29,20 @@ METHODS = {
     "iapt": {"PROMPT_LENGTH": "4", "HIDDEN": "8"},
     "prefix_tuning": {"PROMPT_LENGTH": "4"},
     "lora": {"RANK": "2"},
+    "residual_prompt": {"PROMPT_LENGTH": "4", "HIDDEN": "6"},
     "bbt": {"PROMPT_LENGTH": "4", "DIMENSION": "6", "POPULATION": "4"},
     "bbtv2": {"PROMPT_LENGTH": "4", "DIMENSION": "6", "POPULATION": "4"},
     "ptec": {"PROMPT_LENGTH": "4", "CLASS_LABELS": "('negative', 'positive')"},
 }
-FOLDING = {"prompt_tuning", "bbt", "low_rank_prompt", "bottleneck_prompt", "xprompt", "panda"}
+FOLDING = {
+    "prompt_tuning",
+    "residual_prompt",
+    "bbt",
+    "low_rank_prompt",
+    "bottleneck_prompt",
+    "xprompt",
+    "panda",
+}
 
 
 def run(folder, name, **more):
