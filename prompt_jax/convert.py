@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from prompt_jax import merge
 from prompt_jax.ckpt import fingerprint, folder, load, prompt_file, prompts, t5x, tree
 from prompt_jax.ckpt.paths import resolve_path, target_path
 from prompt_jax.ckpt.source import Source
@@ -19,8 +20,8 @@ from prompt_jax.models.t5.network import T5
 
 _PROMPTS = (".npy", ".safetensors")
 _KINDS = (
-    "a backbone goes to DIR (a Hugging Face folder), t5x:DIR or FILE.gin (its sizes); "
-    "a prompt to FILE.npy, FILE.safetensors, peft:DIR or t5x:DIR"
+    "a backbone goes to DIR (a Hugging Face folder), t5x:DIR or FILE.gin (its sizes), a run "
+    "of LoRA to DIR; a prompt to FILE.npy, FILE.safetensors, peft:DIR or t5x:DIR"
 )
 
 
@@ -33,7 +34,9 @@ def convert_command(args) -> None:
     if not args.source or not args.to:
         raise UserError(f"give --from and --to: {_KINDS}")
     named = any(prompts.is_prompt(path) for path in args.source)
-    if named or args.to.startswith("peft:") or args.to.endswith(_PROMPTS):
+    if len(args.source) == 1 and _is_folder(args.to) and merge.merges(args.source[0]):
+        reports = [merge.merge(args.source[0], args.to)]
+    elif named or args.to.startswith("peft:") or args.to.endswith(_PROMPTS):
         found = [prompts.read(path) for path in args.source]
         targets = [_target(prompt, args) for prompt in found]
         if len(set(targets)) < len(targets):
@@ -50,6 +53,10 @@ def convert_command(args) -> None:
         print("  ".join(f"{key} {value}" for key, value in report.items() if value is not None))
     if args.json:
         prompt_file.write_bytes(epath.Path(args.json), json.dumps(reports, indent=1).encode())
+
+
+def _is_folder(to: str) -> bool:
+    return ":" not in to and not to.endswith((*_PROMPTS, ".gin"))
 
 
 # --- backbones ---

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_jax import train
+from prompt_jax.__main__ import main
 from prompt_jax.ckpt import prompt_file, prompts
 from prompt_jax.errors import Interrupted, UserError
 from prompt_jax.evaluate import Decoding
@@ -82,6 +83,31 @@ def test_what_is_more_than_input_vectors_says_so(name, tmp_path):
     assert arrays == (tasks if name == "multitask_prompt" else [])
     if arrays:
         assert np.load(tmp_path / arrays[0]).shape == (4, 16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_change_of_kernels_becomes_a_backbone(dtype, tmp_path):
+    run(tmp_path / "lora", "lora", TRAIN_STEPS="4", T5Config__param_dtype=f"'{dtype}'")
+    merged = tmp_path / "merged"
+    assert main(["convert", f"--from={tmp_path / 'lora'}", f"--to={merged}"]) == 0
+    config = Predictor.from_run(str(tmp_path / "lora"))
+    texts = ["the room was lovely . answer:", "it rained all day . answer:"]
+    method = "prompt_design"  # the backbone as it is
+    plain = configure(
+        tmp_path / "plain",
+        method=method,
+        TRAIN_STEPS="0",
+        Backbone__random_weights="False",
+        INITIAL_CHECKPOINT_PATH=f"'{merged}'",
+    )
+    train.run(plain)
+    served = Predictor.from_run(str(tmp_path / "plain"))
+    labels = Decoding(mode="rank", labels=("negative", "positive"))
+    for mine, theirs in zip(
+        config.predict(texts, None, labels), served.predict(texts, None, labels), strict=True
+    ):
+        assert mine["prediction"] == theirs["prediction"]
+        assert abs(mine["score"] - theirs["score"]) < 1e-4
 
 
 def test_a_boundary_between_phases_that_moved_is_named(tmp_path):
