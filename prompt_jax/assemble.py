@@ -78,9 +78,14 @@ class Method:
         return bool(self.bank and all(part.folds for part in parts))
 
     @property
+    def plain(self) -> bool:
+        """Whether any other plain prompt could take its place when it is used."""
+        return self.folds and not self.head.labels
+
+    @property
     def served(self) -> "Method":
         """The method as it is used: what folds into input vectors is a plain prompt."""
-        return dataclasses.replace(self, bank=PromptBank(self.slots)) if self.folds else self
+        return dataclasses.replace(self, bank=PromptBank(self.slots)) if self.plain else self
 
     def during(self, phase: Any) -> "Method":
         """The method as a phase trains it."""
@@ -246,8 +251,13 @@ class Model:
         segments = (batch["encoder_segment_ids"] > 0).any(1, keepdims=True).astype(jnp.int32)
         start = {"decoder_input_tokens": 0 * segments, "decoder_segment_ids": segments}
         whole = {**batch, **start}
-        states = self._pass(self.variables(params), self.tap(params, whole), whole, None)["states"]
-        return self.method.head.scores(own_leaves(params), states[:, 0])
+        variables = self.variables(params)
+        states = self._pass(variables, self.tap(params, whole), whole, None)["states"]
+
+        def logits_of(states):
+            return self.network.apply(variables, states, method="logits")
+
+        return self.method.head.scores(own_leaves(params), states[:, 0], logits_of)
 
     def _as(self, name: str, params: Tree) -> Tree:
         """The leaves with another prompt, "prompt/NAME", in the place of "prompt/encoder"."""

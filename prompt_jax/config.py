@@ -71,6 +71,7 @@ REGISTRY = {
     "Injects": "prompt_jax.parts.inject:Injects",
     "LMHead": "prompt_jax.parts.head:LMHead",
     "ClassifierHead": "prompt_jax.parts.head:ClassifierHead",
+    "VerbalizerHead": "prompt_jax.parts.head:VerbalizerHead",
     "ClassCrossEntropy": "prompt_jax.losses:ClassCrossEntropy",
     "BinaryCrossEntropy": "prompt_jax.losses:BinaryCrossEntropy",
     "Distillation": "prompt_jax.losses:Distillation",

@@ -88,7 +88,7 @@ class Predictor:
         if not run.method.bank:
             return cls(context, opened.params, {"": layout.slot_ids(0)})
         files = list(prompts) or [str(folder / "prompt.safetensors")]
-        if not run.method.folds:
+        if not run.method.plain:
             leaves, name = _leaves(files, model, opened, force)
             slots = {name: layout.slot_ids(run.method.slots)}
             return cls(context, {**opened.params, **leaves}, slots)

@@ -51,7 +51,7 @@ def shipped(model, method, run, *more):
     given = ["MIXTURE_OR_TASK_NAME='sst2'", "MODEL_DIR='out/x'"]
     if method == "multitask_prompt":
         given.append("TASKS=('sst2', 'mrpc')")
-    if method == "ptec":
+    if method in ("ptec", "bbt", "bbtv2"):
         given.append("CLASS_LABELS=('no', 'yes')")
     if method == "panda":
         given.append("SOURCE_TASK='mrpc'")
@@ -73,7 +73,7 @@ def test_resolves(run, method):
     for model in MODELS:
         resolved = shipped(model, method, run)
         assert resolved.run.method.name == method
-        unread = {"Z_LOSS", "LABEL_SMOOTHING"} if method == "ptec" else set()  # no text is learned
+        unread = {"Z_LOSS", "LABEL_SMOOTHING"} if method in ("ptec", "bbt", "bbtv2") else set()  # no text is learned
         assert set(SECTION_6) - unread <= set(resolved.values)
         hashes.add(resolved.hash)
         runs.add(repr(resolved.run))  # some published families have the same sizes

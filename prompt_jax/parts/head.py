@@ -22,7 +22,7 @@ class Head:
     """What every head has."""
 
     gives: ClassVar[str]  # the kind of numbers that losses find (see `losses`)
-    folds: ClassVar = True  # whether it has no leaves of its own
+    folds: ClassVar = True  # whether it trains nothing
     labels: ClassVar[tuple[str, ...]] = ()  # the answers, where it has a number for each
 
     def init_params(self, key: Array, vocabulary: Vocabulary) -> Leaves:
@@ -151,8 +151,8 @@ class ClassifierHead(Head):
         "class_logits" and "classes" [B, U, C], 1 for an example's labels; "hit", 1 where the answer
         would be right; "counted", 1 where an example begins.
         """
-        del logits_of, vocab_size
-        scores = self.scores(own, states)
+        del vocab_size
+        scores = self.scores(own, states, logits_of)
         tables = own["classifier_labels"], own["classifier_separator"]
         tokens, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
         classes = find_labels(tokens, segments, *tables)
@@ -164,8 +164,11 @@ class ClassifierHead(Head):
             "counted": losses.first_positions(segments),
         }
 
-    def scores(self, own: Leaves, states: Float[Array, "*n H"]) -> Float[Array, "*n C"]:
+    def scores(
+        self, own: Leaves, states: Float[Array, "*n H"], logits_of: Callable | None = None
+    ) -> Float[Array, "*n C"]:
         """W h, float32."""
+        del logits_of
         return states.astype(jnp.float32) @ own["classifier"].T
 
     def answers(self, scores: Float[Array, "*n C"]) -> Bool[Array, "*n C"]:
@@ -185,6 +188,39 @@ class ClassifierHead(Head):
             logs = jax.nn.log_softmax(scores).max(-1)
         texts = [self.separator.join(np.array(self.labels, object)[row].tolist()) for row in said]
         return list(zip(texts, np.asarray(logs).tolist(), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class VerbalizerHead(ClassifierHead):
+    """A number for each of C labels: the language model's logit of the label's first token.
+
+    At the decoder's first position; no other token of the vocabulary competes. One label an
+    example; nothing of it trains.
+    """
+
+    folds: ClassVar = True
+
+    def init_params(self, key: Array, vocabulary: Vocabulary) -> Leaves:
+        if self.separator:
+            raise UserError("VerbalizerHead.separator: an example has one label, set it to ''")
+        leaves = super().init_params(key, vocabulary)
+        del leaves["classifier"]
+        return leaves
+
+    def check(self, encode: Callable[[str], list[int]], targets: list[np.ndarray]) -> None:
+        super().check(encode, targets)
+        first = [encode(label)[0] for label in self.labels]
+        if len({*first}) < len(first):
+            raise UserError(
+                f"VerbalizerHead: two of CLASS_LABELS = {self.labels} begin with the same token"
+            )
+
+    def scores(
+        self, own: Leaves, states: Float[Array, "*n H"], logits_of: Callable | None = None
+    ) -> Float[Array, "*n C"]:
+        """The logits of the labels' first tokens, float32."""
+        first = own["classifier_labels"][:, 0].astype(jnp.int32)
+        return jnp.take(logits_of(states), first, axis=-1)
 
 
 def split(target: tuple[int, ...], separator: tuple[int, ...]) -> list[tuple[int, ...]]:

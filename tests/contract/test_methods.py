@@ -3,16 +3,21 @@
 import dataclasses
 import functools
 import math
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_jax.assemble import assemble
 from prompt_jax.config import gin_folder
-from prompt_jax.step import jit_train_step
+from prompt_jax.parallel.mesh import Parallel, Shardings
+from prompt_jax.step import jit_train_step, loss_and_grads
 from prompt_jax.testing.contract import CONFIG, INPUTS, begin, method_of, stirred
 
+ROOT = pathlib.Path(__file__).parents[2]
 H, F, W = CONFIG.emb_dim, CONFIG.mlp_dim, CONFIG.num_heads * CONFIG.head_dim
 LE, LD = CONFIG.num_encoder_layers, CONFIG.num_decoder_layers
 P = 5
@@ -85,12 +90,15 @@ METHODS = {
         like=("prompt_tuning", PLAIN, {"ResidualBank.scale": 0.0}, CONFIG),
     ),
     "bbt": Case(
-        {"PROMPT_LENGTH": P, "DIMENSION": 12, "SubspaceBank.init": "@UniformInit()"},
+        {
+            **{"PROMPT_LENGTH": P, "DIMENSION": 12, "CLASS_LABELS": "('a', 'b', 'c')"},
+            "SubspaceBank.init": "@UniformInit()",
+        },
         12,
         like=("prompt_tuning", PLAIN, {}, CONFIG),
     ),
     "bbtv2": Case(
-        {**PLAIN, "DIMENSION": 12},
+        {**PLAIN, "DIMENSION": 12, "CLASS_LABELS": "('a', 'b', 'c')"},
         LE * 12,
         like=("prompt_tuning", PLAIN, {}, CONFIG),
     ),
@@ -257,3 +265,29 @@ def test_the_rank_is_what_was_asked_for():
         vectors = np.asarray(ours.method.vectors(ours.state.leaves)["encoder"])
         assert np.linalg.matrix_rank(vectors, tol=1e-4) == 3
     assert math.isclose(begun("low_rank_prompt").method.bank.left, 0.5)
+
+
+@pytest.mark.slow
+@each
+def test_eight_devices_change_nothing(name):
+    ours = stirred(begun(name))
+    shardings = Shardings(Parallel(data=4, model=2).mesh(), over_data=True)
+    model = assemble(CONFIG, ours.method, shardings.fetch_layer)
+    frozen = {k: jax.device_put(v, shardings.frozen(k, v.shape)) for k, v in ours.frozen.items()}
+    batch = ours.batch()
+    whole = jax.device_put((ours.state.trainable, ours.state.buffers), shardings.replicated)
+
+    def gradients(own, frozen, batch):
+        return loss_and_grads(model, own[0], {**frozen, **own[1]}, batch, None)[:2]
+
+    loss, grads = jax.jit(gradients)(whole, frozen, shardings.put_batch(batch))
+    expected, theirs = ours.gradients(batch)
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-5)
+    assert relative(grads, theirs) < 1e-4
+
+
+def test_every_method_has_a_card():
+    for path in gin_folder().glob("methods/*.gin"):
+        if path.stem not in ("prompt_tuning", *NOT_HERE):
+            (card,) = re.findall(r"docs/methods/\w+\.md", path.read_text())
+            assert f"`{path.stem}`" in (ROOT / card).read_text().splitlines()[0]

@@ -17,6 +17,7 @@ from prompt_jax.testing.runs import configure, sigterm_at
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]
 
 INPUTS = 48  # of `testing.runs`
+LABELS = {"CLASS_LABELS": "('negative', 'positive')"}
 METHODS = {
     "prompt_tuning": {},
     "low_rank_prompt": {"PROMPT_LENGTH": "4", "RANK": "2"},
@@ -31,9 +32,9 @@ METHODS = {
     "prefix_tuning": {"PROMPT_LENGTH": "4"},
     "lora": {"RANK": "2"},
     "residual_prompt": {"PROMPT_LENGTH": "4", "HIDDEN": "6"},
-    "bbt": {"PROMPT_LENGTH": "4", "DIMENSION": "6", "POPULATION": "4"},
-    "bbtv2": {"PROMPT_LENGTH": "4", "DIMENSION": "6", "POPULATION": "4"},
-    "ptec": {"PROMPT_LENGTH": "4", "CLASS_LABELS": "('negative', 'positive')"},
+    "bbt": {"PROMPT_LENGTH": "4", **LABELS, "DIMENSION": "6", "POPULATION": "4"},
+    "bbtv2": {"PROMPT_LENGTH": "4", **LABELS, "DIMENSION": "6", "POPULATION": "4"},
+    "ptec": {"PROMPT_LENGTH": "4", **LABELS},
 }
 FOLDING = {
     "prompt_tuning",
@@ -71,6 +72,16 @@ def test_a_run_resumes_and_serves(name, tmp_path):
     assert {*found} == ({"micro_boolq", "micro_sentiment"} if "multi" in name else {"prompt"})
     (row,) = predictor.predict(["the room was lovely . answer:"], list(found)[-1])
     assert isinstance(row["prediction"], str)
+
+
+@pytest.mark.parametrize("name", sorted(FOLDING))
+def test_what_folds_is_exported(name, tmp_path):
+    run(tmp_path / "run", name, TRAIN_STEPS="8", EVAL_PERIOD="8")
+    vectors = np.load(tmp_path / "run" / "prompt.npy")
+    assert vectors.shape == (4, 16)
+    for to in (f"peft:{tmp_path / 'adapter'}", str(tmp_path / "out.npy")):
+        assert main(["convert", f"--from={tmp_path / 'run'}", f"--to={to}"]) == 0
+        np.testing.assert_array_equal(prompts.read(to.removeprefix("peft:")).array, vectors)
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - FOLDING))
