@@ -19,13 +19,13 @@ DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 ORDER = (
     *("power_of_scale_micro", "prompt_length_micro", "prompt_init_micro", "learning_rate_micro"),
     *("pretraining_micro", "lm_adaptation_steps_micro", "domain_shift_micro", "ensemble_micro"),
-    *("few_shot_micro", "transfer_micro"),
+    *("few_shot_micro", "transfer_micro", "methods_micro"),
 )
 HEAD = """# What was measured
 
-The studies of Lester et al. 2021 and SPoT on the embedded family (its card:
-`prompt_jax/assets/MODEL_CARD.md`): 0.8, 1.8 and 5.0 million parameters, pretrained by this project
-for minutes. What holds at this size says little about XXL; the same files run the published sizes
+The studies of Lester et al. 2021 and SPoT, and the methods beside prompt tuning, on the embedded
+family (its card: `prompt_jax/assets/MODEL_CARD.md`): 0.8, 1.8 and 5.0 million parameters, pretrained
+by this project for minutes. What holds at this size says little about XXL; the same files run the published sizes
 (`gin/studies/`). Made from `docs/ledger` by `python tools/make_results.py`; every number of a
 figure is in the CSV beside it.
 """

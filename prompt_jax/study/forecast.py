@@ -110,7 +110,9 @@ def _sizes(run: Any) -> tuple[int, int, int, float]:
     # A prompt lies there four times: first, best, last, and with its metadata; a backbone once.
     kept = 4 * (numbers + lowering.count(held.frozen) if moved else 4 * numbers)
     state = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(held.state))
-    return numbers, kept, state, guess.flops
+    # A search takes its passes forward alone, each half of a step with a frozen backbone.
+    steps = getattr(run.method.trainable.optimizer, "population", 2) / 2
+    return numbers, kept, state, guess.flops * steps
 
 
 # --- words ---
