@@ -106,10 +106,10 @@ def test_each_layer_by_itself(changed):
 def test_a_method_and_shards_change_nothing():
     _, params = opened()
     shardings = Shardings(Mesh(np.array(jax.devices()[:4]).reshape(1, 2, 2), AXES), True)
-    method = method_of("lora", {"RANK": 2})
-    ours = assemble(DEEP, method, shardings.fetch_layer)
+    ours = assemble(DEEP, method_of("lora", {"RANK": 2}), shardings.fetch_layer)
     places = {path: shardings.frozen(path, leaf.shape) for path, leaf in params.items()}
-    found = spread.deviations(ours, jax.device_put(params, places), PIECES)
+    own = {path: jnp.ones(leaf.shape) for path, leaf in ours.prompt_shapes().items()}
+    found = spread.deviations(ours, {**jax.device_put(params, places), **own}, PIECES)
     np.testing.assert_allclose(found, measured(), rtol=1e-5)
 
 

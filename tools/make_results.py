@@ -24,10 +24,10 @@ ORDER = (
 HEAD = """# What was measured
 
 The studies of Lester et al. 2021 and SPoT, and the methods beside prompt tuning, on the embedded
-family (its card: `prompt_jax/assets/MODEL_CARD.md`): 0.8, 1.8 and 5.0 million parameters, pretrained
-by this project for minutes. What holds at this size says little about XXL; the same files run the published sizes
-(`gin/studies/`). Made from `docs/ledger` by `python tools/make_results.py`; every number of a
-figure is in the CSV beside it.
+family (its card: `prompt_jax/assets/MODEL_CARD.md`): 0.8, 1.8 and 5.0 million parameters,
+pretrained by this project for minutes. What holds at this size says little about XXL; the same
+files run the published sizes (`gin/studies/`). Made from `docs/ledger` by
+`python tools/make_results.py`; every number of a figure is in the CSV beside it.
 """
 
 
