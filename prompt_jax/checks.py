@@ -84,13 +84,14 @@ def check(run) -> None:
         )
     for phase in run.method.phases:
         losses.check(run.method.during(phase).losses, run.method.head)
-    used = {run.method.trainable.optimizer.kind}
-    if run.train_steps and used != {phase.kind for phase in run.method.phases} - {"score"}:
-        shown = type(run.method.trainable.optimizer).__name__
-        raise UserError(
-            f"Trainable.optimizer = {shown} is for phases of {used.pop()}, but Method.phases are "
-            f"{[type(phase).__name__ for phase in run.method.phases]}"
-        )
+    kinds = {phase.kind for phase in run.method.phases} - {"score"}
+    for group, optimizer in run.method.trainable.used().items():
+        optimizer.build()  # it refuses its own numbers
+        if run.train_steps and kinds != {optimizer.kind}:
+            raise UserError(
+                f"{type(optimizer).__name__} of group {group!r} is for phases of {optimizer.kind}, "
+                f"but Method.phases are {[type(phase).__name__ for phase in run.method.phases]}"
+            )
     if not (run.method.bank or run.method.head.folds):
         raise UserError(f"{type(run.method.head).__name__} needs a prompt: Method.bank is None")
     if bool(run.method.bank) != bool(run.method.inject):

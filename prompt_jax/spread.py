@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from prompt_jax.assemble import Method, Model, Tree
@@ -44,7 +45,9 @@ def deviations(model: Model, params: Tree, pieces: int) -> Float[np.ndarray, " L
 
     jax.jit(encode)(params).block_until_ready()
     jax.effects_barrier()
-    return np.array([found[layer] for layer in range(config.num_encoder_layers)], np.float32)
+    # The callback runs on the process of the first device alone.
+    own = np.array([found.get(at, 0.0) for at in range(config.num_encoder_layers)], np.float32)
+    return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, len(own)).max(0)
 
 
 def cut_deviation(x: Float[Array, "..."], rounds: int = 5, limit: float = 3.0) -> Float[Array, ""]:

@@ -35,7 +35,7 @@ def cut(states):
 def opened(config=DEEP):
     """A model and its backbone; one piece is much larger than the others."""
     model = assemble(config, Method("backbone"))
-    params = model.init_backbone(jax.random.key(0))
+    params = jax.jit(model.init_backbone)(jax.random.key(0))
     return model, {**params, TABLE: params[TABLE].at[7].mul(20.0)}
 
 

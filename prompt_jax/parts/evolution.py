@@ -91,9 +91,12 @@ class Evolution:
         strategy, params = self._strategy(rows.shape[1])
         at = state["turn"] % len(rows)
         own = jax.tree.map(lambda leaf: leaf[at], state["rows"])
-        losses = jnp.where(jnp.isfinite(losses), losses, WORST)
-        own, _ = strategy.tell(key, found, losses, own, params)
-        row = own.mean if self.keep == "mean" else own.best_solution
+        finite = jnp.isfinite(losses)
+        told, _ = strategy.tell(key, found, jnp.where(finite, losses, WORST), own, params)
+        # A generation of which nothing is known teaches nothing.
+        own = jax.tree.map(lambda new, old: jnp.where(jnp.any(finite), new, old), told, own)
+        best = jnp.where(jnp.isfinite(own.best_fitness), own.best_solution, rows[at])
+        row = own.mean if self.keep == "mean" else best
         state = {"rows": _set(state["rows"], at, own), "turn": state["turn"] + 1}
         return _put(trainable, rows.at[at].set(row)), state
 

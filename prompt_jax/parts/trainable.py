@@ -137,6 +137,11 @@ class Trainable:
     optimizer: Any = Adafactor()
     groups: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def used(self) -> dict[str, Any]:
+        """The optimizers of the groups that rules name, by group."""
+        named = {group for _, group in self.rules if group}
+        return {g: o for g, o in {"train": self.optimizer, **self.groups}.items() if g in named}
+
     def labels(self, paths) -> dict[str, str | None]:
         """The group of each path.
 

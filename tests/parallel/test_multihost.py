@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+from prompt_jax.ckpt import prompt_file
 from prompt_jax.parallel.mesh import Parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ VALUES = {
     "TaskMetrics.limit": "16",
 }
 LONG = {"TRAIN_STEPS": "100000", "EVAL_PERIOD": "100000"}
-FILES = ("models/micro_xs", "methods/prompt_tuning", "runs/prompt_tune")
+METHOD = "prompt_tuning"
 
 
 def devices_flag(count):
@@ -54,7 +55,9 @@ def free_port():
 
 def command(folder, values):
     gin = {**VALUES, "MODEL_DIR": f"'{folder}'", **values}
-    flags = [f"--gin_file={name}.gin" for name in FILES]
+    method = gin.pop("method", METHOD)
+    files = ("models/micro_xs", f"methods/{method}", "runs/prompt_tune")
+    flags = [f"--gin_file={name}.gin" for name in files]
     flags += [f"--gin.{name}={value}" for name, value in gin.items()]
     return [sys.executable, "-m", "prompt_jax", "train", *flags]
 
@@ -178,6 +181,15 @@ def test_two_processes_make_the_run_of_one(alone, tmp_path):
     for name in ("prompt.npy", "prompt_last.npy"):
         ours, theirs = np.load(tmp_path / name), np.load(alone / name)
         assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
+@pytest.mark.slow
+def test_states_are_measured_by_all_processes(tmp_path):
+    """BBTv2 draws its subspaces by the size of the backbone's states."""
+    few = {"method": "bbtv2", "DIMENSION": "6", "POPULATION": "4", "TRAIN_STEPS": "2"}
+    run(tmp_path, 2, values={**few, "CLASS_LABELS": "('negative', 'positive')"})
+    leaves = prompt_file.load(str(tmp_path / "prompt.safetensors")).own
+    assert (leaves["prompt/encoder_layers_scale"] > 0).all()
 
 
 @pytest.mark.slow

@@ -271,16 +271,16 @@ def test_a_weight_for_each_label_or_none(weights):
 @pytest.mark.parametrize("separator", ["", ";"])
 def test_an_example_counts_once_and_is_right_with_all_its_labels(separator):
     batch, outputs, each = numbers(separator, seed=4)
-    right = 0
+    right = []
     for scores, labels in each:
         best = {int(np.argmax(scores))}
-        right += labels == ({c for c in range(COUNT) if scores[c] > 0} if separator else best)
+        right.append(labels == ({c for c in range(COUNT) if scores[c] > 0} if separator else best))
+    first = np.diff(np.asarray(batch["decoder_segment_ids"]), axis=1, prepend=0) > 0
+    np.testing.assert_array_equal(outputs["main"]["hit"][first], right)
+    np.testing.assert_array_equal(outputs["main"]["counted"], first)
     counts = losses.counts(outputs)
-    assert (float(counts["correct"]), float(counts["targets"])) == (right, len(each))
-    assert 0 < right < len(each)
-    counted = np.asarray(outputs["main"]["counted"])
-    segments = np.asarray(batch["decoder_segment_ids"])
-    np.testing.assert_array_equal(counted, np.diff(segments, axis=1, prepend=0) > 0)
+    assert (float(counts["correct"]), float(counts["targets"])) == (sum(right), len(each))
+    assert 0 < sum(right) < len(each)
 
 
 # --- answers ---
