@@ -92,9 +92,13 @@ class Evolution:
         at = state["turn"] % len(rows)
         own = jax.tree.map(lambda leaf: leaf[at], state["rows"])
         finite = jnp.isfinite(losses)
-        told, _ = strategy.tell(key, found, jnp.where(finite, losses, WORST), own, params)
+        losses = jnp.where(finite, losses, WORST)
+
+        def learn(own):
+            return strategy.tell(key, found, losses, own, params)[0]
+
         # A generation of which nothing is known teaches nothing.
-        own = jax.tree.map(lambda new, old: jnp.where(jnp.any(finite), new, old), told, own)
+        own = jax.lax.cond(jnp.any(finite), learn, lambda own: own, own)
         best = jnp.where(jnp.isfinite(own.best_fitness), own.best_solution, rows[at])
         row = own.mean if self.keep == "mean" else best
         state = {"rows": _set(state["rows"], at, own), "turn": state["turn"] + 1}

@@ -167,8 +167,10 @@ def test_a_loss_that_is_no_number_is_the_worst(said, keep):
         tell(key, found, sphere(found).at[at].set(loss), asked, trainable) for loss in (said, 1e6)
     ]
     same(*tells)
+    # Nothing is learned of a generation without a number.
     none, state = tell(key, found, jnp.full(POPULATION, said), asked, trainable)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((none, state)))
+    same((none, state["rows"]), (trainable, asked["rows"]))
+    assert int(state["turn"]) == 1
 
 
 def test_what_cannot_be_searched():
@@ -335,10 +337,15 @@ def checked(*more):
 def test_a_search_and_a_gradient_do_not_mix():
     checked()
     checked("Trainable.optimizer=@Adafactor()", "Method.phases=(@Gradient(),)")
-    said = r"Trainable.optimizer = Adafactor is for phases of gradient, .* are \['Search'\]"
+    said = r"Adafactor of group 'train' is for phases of gradient, .* are \['Search'\]"
     with pytest.raises(UserError, match=said):
         checked("Trainable.optimizer=@Adafactor()")
-    said = r"Trainable.optimizer = CMAES is for phases of search, .* are \['Gradient'\]"
+    said = r"CMAES of group 'train' is for phases of search, .* are \['Gradient'\]"
     with pytest.raises(UserError, match=said):
         checked("Method.phases=(@Gradient(),)")
+    other = "Trainable.rules=(('prompt/encoder_z','other'),('.*',None))"
+    with pytest.raises(UserError, match="CMAES of group 'other' is for phases of search"):
+        checked(other, "Trainable.groups={'other':@CMAES()}", "Method.phases=(@Gradient(),)")
+    with pytest.raises(UserError, match="CMAES.population = 2"):
+        checked("POPULATION=2")
     checked("Method.phases=(@Gradient(),)", "TRAIN_STEPS=0")  # nothing is done
