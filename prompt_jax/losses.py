@@ -187,7 +187,8 @@ def total(
     return sum(shares[1:], shares[0])
 
 
-def counts(outputs: Outputs) -> dict[str, Float[Array, ""]]:
+def counts(outputs: Outputs, batch: Batch) -> dict[str, Float[Array, ""]]:
     """Sums for the log: tokens or examples that the head says rightly, and how many there are."""
     main = outputs["main"]
-    return {"correct": jnp.sum(main["hit"] * main["counted"]), "targets": jnp.sum(main["counted"])}
+    counted = main["counted"] if "counted" in main else batch["decoder_loss_weights"]
+    return {"correct": jnp.sum(main["hit"] * counted), "targets": jnp.sum(counted)}

@@ -11,7 +11,9 @@ CHANGES = "prompt/weights/"  # leaves of `parts.banks.weights`
 
 
 def merges(run_dir: str) -> bool:
-    """Whether a finished run changed kernels and nothing else."""
+    """Whether a finished run, in a local folder, changed kernels and nothing else."""
+    if ":" in run_dir:
+        return False
     file = epath.Path(run_dir) / prompts.RUN
     if not file.exists():
         return False

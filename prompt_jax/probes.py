@@ -65,7 +65,7 @@ class LossGap:
             outputs = model.outputs(params, batch)
             names = ("encoder_input_tokens", "encoder_segment_ids")
             rolled = {**batch, **{name: jnp.roll(batch[name], 1, axis=0) for name in names}}
-            counts = losses.counts(outputs)
+            counts = losses.counts(outputs, batch)
             shuffled = term.sum(model.outputs(params, rolled), batch)
             return jnp.stack(
                 [term.sum(outputs, batch), shuffled, counts["correct"], counts["targets"]]

@@ -33,7 +33,7 @@ class TrainState:
     key: Any
 
     @property
-    def leaves(self) -> Tree:
+    def leaves(self) -> dict[str, Any]:
         """All that is the run's own: what moves, and its buffers."""
         return {**self.buffers, **self.trainable}
 
@@ -104,7 +104,7 @@ def loss_and_grads(
 
     def part_loss(trainable, part, key):
         outputs = model.outputs({**frozen, **trainable}, part, key)
-        return losses.total(terms, outputs, part, whole), losses.counts(outputs)
+        return losses.total(terms, outputs, part, whole), losses.counts(outputs, part)
 
     grad_of = jax.value_and_grad(part_loss, has_aux=True)
     if num_microbatches == 1:
@@ -201,7 +201,7 @@ def search_step(
 
     def measure(candidate):
         outputs = model.outputs({**still, **candidate}, batch)
-        return losses.total(terms, outputs, batch, whole), losses.counts(outputs)
+        return losses.total(terms, outputs, batch, whole), losses.counts(outputs, batch)
 
     together = -(-len(found) // num_microbatches)
     values, counts = jax.lax.map(measure, candidates, batch_size=together)

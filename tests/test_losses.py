@@ -69,5 +69,5 @@ def test_parts_of_a_batch_add_up_to_its_mean():
 def test_token_counts_ignore_padding():
     logits = jax.nn.one_hot(TARGETS, 7)
     logits = logits.at[0, 1].set(-logits[0, 1])  # one miss among three
-    counts = losses.counts(record(logits))
+    counts = losses.counts(record(logits), BATCH)
     assert (float(counts["correct"]), float(counts["targets"])) == (2.0, 3.0)

@@ -61,12 +61,11 @@ class LMHead(Head):
         logits_of: Callable[[Array], Array],
         vocab_size: int,
     ) -> dict[str, Array]:
-        """Its share of the outputs record: `likelihood.token_numbers`, V, and what counts."""
+        """Its share of the outputs record: `likelihood.token_numbers`, and V."""
         del own
         targets = batch["decoder_target_tokens"]
         numbers = likelihood.token_numbers(logits_of, states, targets, vocab_size, self.limit_mb)
-        counted = batch["decoder_loss_weights"]
-        return {**numbers, "vocab_size": jnp.float32(vocab_size), "counted": counted}
+        return {**numbers, "vocab_size": jnp.float32(vocab_size)}
 
     def distance(
         self,

@@ -278,7 +278,7 @@ def test_an_example_counts_once_and_is_right_with_all_its_labels(separator):
     first = np.diff(np.asarray(batch["decoder_segment_ids"]), axis=1, prepend=0) > 0
     np.testing.assert_array_equal(outputs["main"]["hit"][first], right)
     np.testing.assert_array_equal(outputs["main"]["counted"], first)
-    counts = losses.counts(outputs)
+    counts = losses.counts(outputs, batch)
     assert (float(counts["correct"]), float(counts["targets"])) == (sum(right), len(each))
     assert 0 < sum(right) < len(each)
 
