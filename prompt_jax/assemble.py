@@ -1,6 +1,7 @@
 """Joins a backbone and the parts of a method into functions: the one place that knows both."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -164,7 +165,7 @@ class Model:
 
     def backbone_shapes(self) -> dict[str, Any]:
         """Path -> shape and dtype of each leaf of the backbone, as it is stored."""
-        return jax.eval_shape(self.init_backbone, jax.random.key(0))
+        return _backbone_shapes(self.network.config)
 
     def prompt_shapes(self) -> dict[str, Any]:
         """Path -> shape and dtype of the method's own leaves; no vocabulary or file is opened."""
@@ -276,6 +277,12 @@ class Model:
 
         rngs = {} if key is None else {"dropout": key}
         return nn.apply(through, self.network)(variables, rngs=rngs)
+
+
+@functools.cache
+def _backbone_shapes(config: T5Config) -> dict[str, Any]:
+    plain = Model(T5(config), Method("backbone"))
+    return jax.eval_shape(plain.init_backbone, jax.random.key(0))
 
 
 def assemble(
