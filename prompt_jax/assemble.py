@@ -86,7 +86,8 @@ class Method:
     @property
     def served(self) -> "Method":
         """The method as it is used: what folds into input vectors is a plain prompt."""
-        return dataclasses.replace(self, bank=PromptBank(self.slots)) if self.plain else self
+        plain = {"bank": PromptBank(self.slots), "select": Static()}
+        return dataclasses.replace(self, **plain) if self.plain else self
 
     def during(self, phase: Any) -> "Method":
         """The method as a phase trains it."""
@@ -104,6 +105,15 @@ class Method:
             leaves: by path; only those below "prompt/" are read.
         """
         return self.bank.prompts(own_leaves(leaves))
+
+    def folded(self, leaves: dict[str, Any]) -> Float[np.ndarray, "P H"]:
+        """The input vectors that its leaves fold into, float32: as many as serve, at most `slots`.
+
+        Args:
+            leaves: by path; only those below "prompt/" are read.
+        """
+        wide = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()}
+        return self.select.folded(self.vectors(wide))
 
 
 def own_leaves(leaves: Tree) -> Tree:
@@ -185,12 +195,17 @@ class Model:
         leaves = self.init_prompt(jax.random.key(0), stand_in)
         return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
 
-    def tap(self, params: Tree, batch: dict[str, Array]):
-        """The tap that brings the prompt in; the identity for a method without one."""
+    def entry(self, params: Tree, batch: dict[str, Array]) -> tuple[Callable, dict[str, Array]]:
+        """The tap that brings the prompt in, and the batch as the backbone reads it.
+
+        The identity and the batch as it is, for a method without a prompt.
+        """
         if not self.method.bank:
-            return identity_tap
-        vectors = self.method.select(self.method.vectors(params), batch, self._embed(params))
-        return self.method.inject.tap(vectors) or identity_tap
+            return identity_tap, batch
+        vectors = self.method.vectors(params)
+        batch = self.method.select.rows(vectors, batch)
+        vectors = self.method.select(vectors, batch, self._embed(params))
+        return self.method.inject.tap(vectors) or identity_tap, batch
 
     def _embed(self, params: Tree) -> Callable[[Array], Array]:
         """Tokens [B, T] -> embeddings [B, T, H]; row 0 at slots, as in the network."""
@@ -236,11 +251,11 @@ class Model:
         def logits_of(states):
             return self.network.apply(variables, states, method="logits")
 
-        main = self._pass(variables, self.tap(params, batch), batch, key)
+        main = self._pass(variables, params, batch, key)
         own, size = own_leaves(params), config.vocab_size
         found = {"main": {**main, **head(own, main["states"], batch, logits_of, size)}}
         for name in losses.passes(self.method.losses):
-            other = self._pass(variables, self.tap(self._as(name, params), batch), batch, None)
+            other = self._pass(variables, self._as(name, params), batch, None)
             states = jax.lax.stop_gradient(other["states"])
             distance = head.distance(logits_of, main["states"], states, size)
             weight = params.get(f"{OWN}{name}_weight", jnp.ones(()))
@@ -253,7 +268,7 @@ class Model:
         start = {"decoder_input_tokens": 0 * segments, "decoder_segment_ids": segments}
         whole = {**batch, **start}
         variables = self.variables(params)
-        states = self._pass(variables, self.tap(params, whole), whole, None)["states"]
+        states = self._pass(variables, params, whole, None)["states"]
 
         def logits_of(states):
             return self.network.apply(variables, states, method="logits")
@@ -264,8 +279,11 @@ class Model:
         """The leaves with another prompt, "prompt/NAME", in the place of "prompt/encoder"."""
         return {**params, f"{OWN}encoder": jax.lax.stop_gradient(params[f"{OWN}{name}"])}
 
-    def _pass(self, variables, tap, batch: dict[str, Array], key: Array | None) -> dict[str, Array]:
+    def _pass(
+        self, variables: dict, params: Tree, batch: dict[str, Array], key: Array | None
+    ) -> dict[str, Array]:
         """Encoded input and decoder states of one pass."""
+        tap, batch = self.entry(params, batch)
 
         def through(network):
             options = {"tap": tap, "deterministic": key is None}

@@ -94,6 +94,12 @@ def check(run) -> None:
             )
     if not (run.method.bank or run.method.head.folds):
         raise UserError(f"{type(run.method.head).__name__} needs a prompt: Method.bank is None")
+    bank, select = run.method.bank, run.method.select
+    if select.masks and not (bank and bank.masks):
+        raise UserError(
+            f"{type(select).__name__} needs a bank that switches vectors off, MaskedBank; "
+            f"Method.bank is {type(bank).__name__}"
+        )
     if bool(run.method.bank) != bool(run.method.inject):
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 

@@ -60,6 +60,7 @@ REGISTRY = {
     "FileInit": "prompt_jax.parts.init:FileInit",
     "Prompts": "prompt_jax.parts.init:Prompts",
     "Static": "prompt_jax.parts.select:Static",
+    "Remaining": "prompt_jax.parts.select:Remaining",
     "Retrieved": "prompt_jax.parts.select:Retrieved",
     "EncoderSlots": "prompt_jax.parts.inject:EncoderSlots",
     "LayerSlots": "prompt_jax.parts.inject:LayerSlots",

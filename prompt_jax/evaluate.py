@@ -253,7 +253,7 @@ def _generator(context: Context, decoding: Decoding, length: int):
     def generate(params, batch, number):
         key = jax.random.fold_in(jax.random.key(decoding.seed), number)
         mask = trie.logits_mask(tree, len(batch["encoder_segment_ids"])) if tree else None
-        decoder = dataclasses.replace(_decoder(model, params, batch, length), mask=mask)
+        decoder, batch = _decoder(model, params, batch, length, mask)
         if decoding.mode == "beam":
             found = decode.beam_search(decoder, batch, beam)
         elif decoding.mode == "sample":
@@ -265,9 +265,12 @@ def _generator(context: Context, decoding: Decoding, length: int):
     return jax.jit(generate, out_shardings=context.shardings.replicated)
 
 
-def _decoder(model: Model, params: Tree, batch: dict, length: int) -> decode.Decoder:
-    tap = model.tap(params, batch)
-    return decode.Decoder(model.network, model.variables(params), length, tap)
+def _decoder(
+    model: Model, params: Tree, batch: dict, length: int, mask: decode.LogitsMask | None = None
+) -> tuple[decode.Decoder, dict]:
+    """What decodes, and the batch as it reads it."""
+    tap, batch = model.entry(params, batch)
+    return decode.Decoder(model.network, model.variables(params), length, tap, mask), batch
 
 
 def _labels(decoding: Decoding) -> tuple[str, ...]:
@@ -331,7 +334,7 @@ def label_scores(
         row[: len(tokens) + 1] = [*tokens, layout.EOS]
 
     def score(params, batch):
-        decoder = _decoder(context.model, params, batch, targets.shape[1])
+        decoder, batch = _decoder(context.model, params, batch, targets.shape[1])
         rows = (len(batch["encoder_segment_ids"]), *targets.shape)
         wanted = jnp.broadcast_to(targets, rows)
         return decode.score_targets(decoder, batch, wanted, normalise=normalise)

@@ -63,8 +63,8 @@ def first(predictor):
 
     @jax.jit
     def logits(params, batch):
-        variables, tap = model.variables(params), model.tap(params, batch)
-        return model.network.apply(variables, batch, tap=tap)["logits"][:, 0]
+        variables, (tap, own) = model.variables(params), model.entry(params, batch)
+        return model.network.apply(variables, own, tap=tap)["logits"][:, 0]
 
     own = np.asarray(logits(params, batch), np.float64)
     found = np.zeros_like(own)

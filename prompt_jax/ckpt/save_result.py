@@ -1,13 +1,10 @@
 """What a finished run leaves for its user: a prompt, or a whole backbone."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from prompt_jax.assemble import Method, Model, Tree, unflatten
+from prompt_jax.assemble import Model, Tree, unflatten
 from prompt_jax.ckpt import folder as backbone_folder
 from prompt_jax.ckpt import prompt_file, prompts
 from prompt_jax.parallel.mesh import on_host
@@ -59,13 +56,7 @@ def save_init(folder: str, model: Model, start: dict[str, np.ndarray]) -> None:
     """
     if not model.method.folds or model.method.tasks or (epath.Path(folder) / INIT).exists():
         return
-    prompt_file.save_array(f"{folder}/{INIT}", folded(model.method, start))
-
-
-def folded(method: Method, leaves: dict[str, Any]) -> np.ndarray:
-    """The `[P, H]` input vectors that a method's leaves fold into, float32."""
-    leaves = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()}
-    return np.asarray(method.vectors(leaves)["encoder"])
+    prompt_file.save_array(f"{folder}/{INIT}", model.method.folded(start))
 
 
 def save_prompt(
@@ -89,17 +80,18 @@ def save_prompt(
     method = model.method
     path = f"{folder}/{PROMPT}"
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in best.items()}
-    if method.folds and {*leaves} != {prompt_file.ENCODER}:
-        leaves[prompt_file.FOLDED] = folded(method, best)
-    said = method.name, method.slots, *fingerprints, method.tasks
+    length, arrays = method.slots, {}
+    if method.folds:
+        whole = method.folded(best)
+        parts = np.split(whole, len(method.tasks) or 1)
+        length, names = len(parts[0]), [prompts.task_array(task) for task in method.tasks]
+        arrays = dict(zip(names or ["prompt.npy"], parts, strict=True))
+        if not method.tasks:
+            arrays["prompt_last.npy"] = method.folded(last)
+        if {*leaves} != {prompt_file.ENCODER}:
+            leaves[prompt_file.FOLDED] = whole
+    said = method.name, length, *fingerprints, method.tasks
     prompt_file.save(path, prompt_file.PromptFile(leaves, *said))
-    if not method.folds:
-        return path
-    if method.tasks:
-        parts = np.split(folded(method, best), len(method.tasks))
-        arrays = {prompts.task_array(k): part for k, part in zip(method.tasks, parts, strict=True)}
-    else:
-        arrays = {"prompt.npy": folded(method, best), "prompt_last.npy": folded(method, last)}
     for name, array in arrays.items():
         prompt_file.save_array(f"{folder}/{name}", array)
     return path

@@ -3,6 +3,7 @@
 A bank gives vectors by name and an inject takes them by name:
 
     encoder          [P, H]            for the slots of the encoder's input
+    encoder_on       [P]               which of them are on, 0 or 1
     encoder_layers   [L, P, H]         for the same slots, before every layer
     encoder_prefix   two of [L, P, W]  keys and values that the encoder's self attention also sees
     decoder_prefix   two of [L, P, W]  likewise in the decoder
@@ -33,6 +34,7 @@ class Bank:
     """What every bank has; each also has a `name` and `length`, the rows of its vectors."""
 
     pads: ClassVar = False  # whether rows without a slot may be appended to its leaves
+    masks: ClassVar = False  # whether it says which of its vectors are on
     tasks: ClassVar = ()  # those that have slots of their own, in the order of the rows
 
     def first_slot(self, task: str) -> int:

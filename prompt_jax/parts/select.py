@@ -1,7 +1,7 @@
 """Which prompt vectors serve an example.
 
 The same for all examples of a task: then it is the slots, which the data layer writes, that say
-which (`bank.TaskBank`). Others look at the example.
+which (`bank.TaskBank`). Others look at the example, or take slots out of its row.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prompt_jax.errors import UserError
@@ -20,20 +21,62 @@ Vectors = dict[str, Any]  # as `bank` names them
 Embed = Callable[[Array], Array]  # tokens [B, T] -> the backbone's embeddings [B, T, H]
 
 
-@dataclasses.dataclass(frozen=True)
-class Static:
-    """The same vectors for every example."""
+class Select:
+    """What every select has; it is called for the vectors that the inject takes."""
 
     folds: ClassVar = True  # whether the vectors are the same whatever the example
     slots: ClassVar = 0  # slots beside those of the bank
+    masks: ClassVar = False  # whether it asks the bank which vectors are on
 
     def __call__(self, vectors: Vectors, batch: dict[str, Array], embed: Embed) -> Vectors:
         del batch, embed
         return vectors
 
+    def rows(self, vectors: Vectors, batch: dict[str, Array]) -> dict[str, Array]:
+        """The batch as the backbone reads it."""
+        del vectors
+        return batch
+
+    def folded(self, vectors: Vectors) -> Float[np.ndarray, "P H"]:
+        """The input vectors that say all, where it folds."""
+        return np.asarray(vectors["encoder"])
+
 
 @dataclasses.dataclass(frozen=True)
-class Retrieved:
+class Static(Select):
+    """The same vectors for every example, each in its slot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remaining(Select):
+    """The vectors that are on; slots of the others are taken out of the rows.
+
+    The function of a shorter prompt made of the vectors that are on, "encoder_on" [P]: nothing
+    attends to the others, and what stood behind them moves up, so distances are those of the
+    shorter prompt. Where they are multiplied by zero instead (`Static`), they stay and are attended
+    to (XPrompt, Ma et al. 2022; the removal is ours).
+    """
+
+    masks: ClassVar = True
+
+    def rows(self, vectors: Vectors, batch: dict[str, Array]) -> dict[str, Array]:
+        names = "encoder_input_tokens", "encoder_segment_ids"
+        tokens, segment_ids = (jnp.asarray(batch[name]) for name in names)
+        on = vectors["encoder_on"]
+        off = (tokens >= SLOT0) & (on[jnp.clip(tokens - SLOT0, 0, len(on) - 1)] == 0)
+        last = jnp.argsort(off, axis=1, stable=True)  # what is off behind all that is not
+        compact = [
+            jnp.take_along_axis(jnp.where(off, 0, array), last, axis=1)
+            for array in (tokens, segment_ids)
+        ]
+        return {**batch, **dict(zip(names, compact, strict=True))}
+
+    def folded(self, vectors: Vectors) -> Float[np.ndarray, "P H"]:
+        return np.asarray(vectors["encoder"])[np.asarray(vectors["encoder_on"]) > 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieved(Select):
     """The k rows of a memory that are most like the example, before the vectors "encoder".
 
     q = mean of the embeddings of the example's own tokens; score_j = cos(q, M_j) for the rows M of

@@ -1,5 +1,6 @@
 """Every method as a run: it resumes to the bit, and what it leaves answers as it did."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,9 +9,12 @@ import pytest
 
 from prompt_jax import train
 from prompt_jax.__main__ import main
+from prompt_jax.assemble import assemble
 from prompt_jax.ckpt import prompt_file, prompts
+from prompt_jax.config import resolve
+from prompt_jax.data import layout
 from prompt_jax.errors import Interrupted, UserError
-from prompt_jax.evaluate import Decoding
+from prompt_jax.evaluate import Decoding, label_scores
 from prompt_jax.predict import Predictor
 from prompt_jax.testing.runs import configure, sigterm_at
 
@@ -82,6 +86,30 @@ def test_what_folds_is_exported(name, tmp_path):
     for to in (f"peft:{tmp_path / 'adapter'}", str(tmp_path / "out.npy")):
         assert main(["convert", f"--from={tmp_path / 'run'}", f"--to={to}"]) == 0
         np.testing.assert_array_equal(prompts.read(to.removeprefix("peft:")).array, vectors)
+
+
+def test_what_was_removed_is_not_served(tmp_path):
+    removed = {"TOKENS_OFF": "0.5", "Method__select": "@Remaining()"}
+    run(tmp_path / "run", "xprompt", TRAIN_STEPS="8", EVAL_PERIOD="8", **removed)
+    stored = prompt_file.load(str(tmp_path / "run" / "prompt.safetensors"))
+    on = stored.leaves["prompt/encoder_tokens_mask"] > 0
+    assert on.sum() == stored.length == 2
+    pieces = np.repeat(stored.leaves["prompt/encoder_pieces_mask"], 4, axis=1)
+    expected = (stored.leaves["prompt/encoder"] * pieces)[on]
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "prompt.npy"), expected)
+    # The two vectors that serve, and the four of which two are off, say the same.
+    predictor = Predictor.from_run(str(tmp_path / "run"))
+    request = predictor.request("the room was lovely . answer:", "prompt")
+    assert len(request.slots) == 2
+    labels = ("negative", "positive")
+    served = label_scores(predictor.context, predictor.params, [request], labels, 8)
+    resolved = resolve([str(tmp_path / "run" / "config.gin")]).run
+    model = assemble(resolved.backbone.config, resolved.method)
+    trained = dataclasses.replace(predictor.context, run=resolved, model=model, made={})
+    leaves = {**predictor.context.opened.params, **stored.own}
+    request = dataclasses.replace(request, slots=layout.slot_ids(4))
+    found = label_scores(trained, leaves, [request], labels, 8)
+    np.testing.assert_allclose(found, served, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - FOLDING))

@@ -146,3 +146,37 @@ def test_what_is_off_is_nothing_and_gets_no_gradient(ours):
     other = {**off.params, "prompt/encoder": off.params["prompt/encoder"].at[2].set(9.0)}
     np.testing.assert_array_equal(off.logits(batch, other), off.logits(batch))
     assert np.abs(off.logits(batch) - ours.logits(batch)).max() > 1e-3
+
+
+# --- removal, where what is off is not multiplied by zero but taken out ---
+
+ON = np.array([1, 0, 1, 1, 0, 1], np.float32)
+REMOVING = {"PROMPT_LENGTH": P, "PIECES": K, "MaskedBank.init": "@UniformInit()"}
+
+
+def with_tokens_off(select):
+    given = begin(method_of("xprompt", {**REMOVING, "Method.select": select}))
+    buffers = {**given.state.buffers, "prompt/encoder_tokens_mask": jnp.asarray(ON)}
+    return dataclasses.replace(given, state=dataclasses.replace(given.state, buffers=buffers))
+
+
+def test_removal_is_a_shorter_prompt_and_multiplying_is_not():
+    ours, zeros = with_tokens_off("@Remaining()"), with_tokens_off("@Static()")
+    short = begin(method_of("prompt_tuning", {"PROMPT_LENGTH": int(ON.sum())}))
+    vectors = ours.method.folded(ours.state.leaves)
+    assert len(vectors) == ON.sum() and len(zeros.method.folded(zeros.state.leaves)) == P
+    expected = short.logits(short.batch(), {**short.frozen, "prompt/encoder": vectors})
+    np.testing.assert_allclose(ours.logits(ours.batch()), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(zeros.logits(zeros.batch()) - expected).max() > 1e-3
+    loss, grads = ours.gradients(ours.batch(packed=True))
+    whole, theirs = ours.gradients(ours.batch())
+    np.testing.assert_allclose(loss, whole, rtol=1e-5)
+    found, expected = grads["prompt/encoder"], theirs["prompt/encoder"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    assert not np.any(found[ON == 0]) and np.all(found[ON == 1])
+
+
+def test_all_on_removes_nothing(ours):
+    theirs = begin(method_of("xprompt", {**REMOVING, "Method.select": "@Remaining()"}))
+    batch = ours.batch(packed=True)
+    np.testing.assert_array_equal(theirs.logits(batch), ours.logits(batch))

@@ -1,11 +1,13 @@
-"""Which vectors serve an example: retrieval, by its properties."""
+"""Which vectors serve an example: retrieval and removal, by their properties."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_jax import checks
+from prompt_jax.config import resolve
 from prompt_jax.errors import UserError
-from prompt_jax.parts.select import Retrieved, Static, means
+from prompt_jax.parts.select import Remaining, Retrieved, Static, means
 from prompt_jax.slots import SLOT0
 from prompt_jax.testing.batches import lay_out
 
@@ -93,3 +95,43 @@ def test_static_gives_what_it_gets():
     vectors = {"encoder": SOFT}
     assert Static()(vectors, {}, embed) is vectors
     assert Static.slots == 0 and Retrieved(4).slots == 4
+
+
+# --- removal ---
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("on", [(1, 0, 1, 0), (0, 1, 1, 1), (0, 0, 0, 1), (1, 1, 1, 1)])
+def test_rows_without_the_slots_that_are_off(on, packed):
+    batch = lay_out(examples(*TEXTS), len(on), packed, (32, 12))
+    vectors = {"encoder": jnp.zeros((len(on), 6)), "encoder_on": jnp.asarray(on, jnp.float32)}
+    found = Remaining().rows(vectors, {name: jnp.asarray(a) for name, a in batch.items()})
+    assert found.keys() == batch.keys()
+    for row, (tokens, segments) in enumerate(
+        zip(batch["encoder_input_tokens"], batch["encoder_segment_ids"], strict=True)
+    ):
+        left = [
+            (token, segment)
+            for token, segment in zip(tokens, segments, strict=True)
+            if token < SLOT0 or on[token - SLOT0]
+        ]
+        left += [(0, 0)] * (len(tokens) - len(left))
+        expected = np.array(left).T
+        np.testing.assert_array_equal(found["encoder_input_tokens"][row], expected[0])
+        np.testing.assert_array_equal(found["encoder_segment_ids"][row], expected[1])
+    for name in ("decoder_input_tokens", "decoder_segment_ids"):
+        np.testing.assert_array_equal(found[name], batch[name])
+
+
+def test_removal_folds_into_the_rows_that_are_on():
+    vectors = {"encoder": jnp.asarray(TABLE[:4]), "encoder_on": jnp.asarray([0.0, 1.0, 0.0, 1.0])}
+    np.testing.assert_array_equal(Remaining().folded(vectors), TABLE[[1, 3]])
+    np.testing.assert_array_equal(Static().folded(vectors), TABLE[:4])
+
+
+def test_removal_needs_masks():
+    files = ["models/micro_xs.gin", "methods/prompt_tuning.gin", "runs/prompt_tune.gin"]
+    given = ["MIXTURE_OR_TASK_NAME='micro_sentiment'", "MODEL_DIR='out'"]
+    run = resolve(files, [*given, "Method.select=@Remaining()"]).run
+    with pytest.raises(UserError, match="Remaining needs a bank .* MaskedBank; .* is PromptBank"):
+        checks.check(run)

@@ -32,6 +32,7 @@ class MaskedBank(Bank):
     name: str = "encoder"
 
     varies: ClassVar = ("init",)
+    masks: ClassVar = True
 
     def init_params(self, key: Array, vocabulary: Vocabulary) -> Leaves:
         check_length(self.length)
@@ -49,10 +50,13 @@ class MaskedBank(Bank):
     def _split(self, whole: Float[Array, "P H"]) -> Float[Array, "P k h"]:
         return whole.reshape(len(whole), self.pieces, -1)
 
-    def prompts(self, params: Leaves) -> dict[str, Float[Array, "P H"]]:
+    def prompts(self, params: Leaves) -> dict[str, Array]:
         whole = params[self.name]
         mask = params[f"{self.name}_tokens_mask"][:, None] * params[f"{self.name}_pieces_mask"]
-        return {self.name: (self._split(whole) * mask[..., None]).reshape(whole.shape)}
+        return {
+            self.name: (self._split(whole) * mask[..., None]).reshape(whole.shape),
+            f"{self.name}_on": params[f"{self.name}_tokens_mask"],
+        }
 
     def scored(self, params: Leaves, gradient: Leaves) -> Leaves:
         """The scores with a batch's share added."""
