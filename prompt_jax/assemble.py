@@ -112,7 +112,9 @@ class Method:
         Args:
             leaves: by path; only those below "prompt/" are read.
         """
-        wide = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()}
+        # By way of the host: the first of several processes folds what lies on all of them.
+        own = {path: leaf for path, leaf in leaves.items() if path.startswith(OWN)}
+        wide = {path: jnp.asarray(np.asarray(leaf, np.float32)) for path, leaf in own.items()}
         return self.select.folded(self.vectors(wide))
 
 

@@ -18,7 +18,6 @@ from prompt_jax.errors import UserError, nearest
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.progress import log
 
-LOOKED_AT = 200  # targets of a split that the head must know
 # What may differ when a run is started again in its MODEL_DIR: none of it changes a number.
 RESTARTABLE = (
     "Run.train_steps",
@@ -84,6 +83,7 @@ def check(run) -> None:
         )
     for phase in run.method.phases:
         losses.check(run.method.during(phase).losses, run.method.head)
+        phase.check(run.method.bank)
     kinds = {phase.kind for phase in run.method.phases} - {"score"}
     for group, optimizer in run.method.trainable.used().items():
         optimizer.build()  # it refuses its own numbers
@@ -94,12 +94,10 @@ def check(run) -> None:
             )
     if not (run.method.bank or run.method.head.folds):
         raise UserError(f"{type(run.method.head).__name__} needs a prompt: Method.bank is None")
-    bank, select = run.method.bank, run.method.select
-    if select.masks and not (bank and bank.masks):
-        raise UserError(
-            f"{type(select).__name__} needs a bank that switches vectors off, MaskedBank; "
-            f"Method.bank is {type(bank).__name__}"
-        )
+    run.method.select.check(run.method.bank)
+    for evaluator in run.evaluators:
+        if hasattr(evaluator, "decoding"):
+            evaluator.decoding.check(run.method)
     if bool(run.method.bank) != bool(run.method.inject):
         raise UserError("Method.bank and Method.inject go together: set both, or neither")
 
@@ -156,10 +154,38 @@ def check_tasks(run, vocabulary: Vocabulary) -> None:
         for task in cache.get_tasks(name, data.mixture_or_task_module)[0]:
             run.method.first_slot(task)
             tokens = open_tokens(data, task, split, vocabulary)
-            some = [tokens.targets(at) for at in range(min(LOOKED_AT, len(tokens)))]
-            run.method.head.check(vocabulary.encode, some)
             if name in run.transfer_tasks and tokens.text_only:
                 raise UserError(f"Run.transfer_tasks: task {task!r} has no `inputs`")
+    for evaluator in run.evaluators:
+        if hasattr(evaluator, "decoding"):
+            most = data.task_feature_lengths["targets"]
+            evaluator.decoding.check_labels(vocabulary.encode, most)
+    check_labels(run, vocabulary, evaluated)
+
+
+def check_labels(run, vocabulary: Vocabulary, evaluated: Sequence[tuple[str, str]]) -> None:
+    """Reads every target of a run whose head knows labels: one that is none would teach nothing.
+
+    Raises:
+        UserError: a target that is no label, or is cut by TASK_FEATURE_LENGTHS.
+    """
+    data, head = run.data, run.method.head
+    if not head.labels:
+        return
+    trained = [(phase.task or data.mixture_or_task_name) for phase in run.method.phases]
+    splits = dict.fromkeys([*((name, data.split) for name in trained), *evaluated])
+    most = data.task_feature_lengths["targets"]
+    for name, split in splits:
+        for task in cache.get_tasks(name, data.mixture_or_task_module)[0]:
+            tokens = open_tokens(data, task, split, vocabulary)
+            targets = {tuple(map(int, tokens.targets(at))) for at in range(len(tokens))}
+            longest = max(map(len, targets), default=0)
+            if longest > most:
+                raise UserError(
+                    f"task {task!r} split {split!r}: a target has {longest} tokens; "
+                    f"TASK_FEATURE_LENGTHS = {data.task_feature_lengths} would cut its labels"
+                )
+            head.check(vocabulary.encode, sorted(targets))
 
 
 def claim(resolved) -> None:

@@ -44,6 +44,7 @@ REGISTRY = {
     "T5Config": "prompt_jax.models.t5.config:T5Config",
     "PromptBank": "prompt_jax.parts.bank:PromptBank",
     "LowRankBank": "prompt_jax.parts.banks.low_rank:LowRankBank",
+    "OffsetBank": "prompt_jax.parts.banks.low_rank:OffsetBank",
     "TaskBank": "prompt_jax.parts.banks.tasks:TaskBank",
     "MaskedBank": "prompt_jax.parts.banks.masked:MaskedBank",
     "BottleneckBank": "prompt_jax.parts.banks.low_rank:BottleneckBank",

@@ -3,18 +3,18 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prompt_jax import decode, label_tokens, trie
-from prompt_jax.assemble import Model, Tree
+from prompt_jax.assemble import Method, Model, Tree
 from prompt_jax.backbone import Opened
 from prompt_jax.data import cache, layout, registry
 from prompt_jax.data.open import open_tokens
-from prompt_jax.errors import UserError
+from prompt_jax.errors import UserError, nearest
 from prompt_jax.ledger import Clock
 from prompt_jax.parallel.mesh import Shardings
 from prompt_jax.requests import Request, batches
@@ -48,10 +48,39 @@ class Decoding:
     seed: int = 0
     labels: tuple[str, ...] = ()
 
+    modes: ClassVar = ("greedy", "beam", "sample", "rank")
+
+    def check(self, method: Method) -> None:
+        """Refuses what cannot be decoded, before anything is opened.
+
+        Raises:
+            UserError: with the value, and what would do.
+        """
+        name = type(self).__name__
+        if self.mode not in self.modes:
+            raise UserError(f"{name}.mode = {self.mode!r}: {nearest(self.mode, self.modes)}")
+        if method.head.labels and self.mode != "greedy":
+            raise UserError(
+                f"{name}.mode = {self.mode!r}: {method.name} answers by its "
+                f"{type(method.head).__name__}, which decodes nothing; leave it (--decode) out"
+            )
+        if self.mode in ("rank", "trie") and not self.labels:
+            raise UserError(
+                f"{name}.mode = {self.mode!r} chooses among {name}.labels (--label=positive "
+                "--label=negative), which are empty"
+            )
+
+    def check_labels(self, encode: Callable[[str], list[int]], length: int) -> None:
+        """Refuses labels that cannot be said in `length` tokens, EOS included.
+
+        Raises:
+            UserError: as `label_tokens.tokens_of` and `trie` do.
+        """
+
 
 @dataclasses.dataclass(frozen=True)
 class TrieDecoding(Decoding):
-    """Greedy, but nothing but `labels` can be said (Buchner et al. 2024, Trie Search).
+    """Greedy (or as `mode` says), but nothing but `labels` can be said (Buchner et al. 2024).
 
     Attributes:
         separator: between the labels of an answer that may have several, none twice; "": one.
@@ -59,6 +88,15 @@ class TrieDecoding(Decoding):
 
     mode: str = "trie"
     separator: str = ""
+
+    modes: ClassVar = ("trie", "beam", "sample")
+
+    def check_labels(self, encode: Callable[[str], list[int]], length: int) -> None:
+        self.tree(encode, self.max_length or length)
+
+    def tree(self, encode: Callable[[str], list[int]], length: int) -> trie.Trie:
+        """The trie of its labels, for answers of at most `length` tokens."""
+        return trie.build(*label_tokens.tokens_of(self.labels, self.separator, encode), length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +251,11 @@ def answers(
         decoding: how answers are read.
         batch_size: rows of a batch.
     """
+    decoding.check(context.model.method)
     if not requests:
         return []
     if context.model.method.head.labels:
-        return _classify(context, params, requests, decoding, batch_size)
+        return _classify(context, params, requests, batch_size)
     if decoding.mode == "rank":
         return _rank(context, params, requests, decoding, batch_size)
     vocabulary = context.opened.vocabulary
@@ -247,8 +286,7 @@ def _generator(context: Context, decoding: Decoding, length: int):
     sampling = decode.Sampling(1, decoding.temperature, decoding.top_k, decoding.top_p)
     tree = None
     if isinstance(decoding, TrieDecoding):
-        encode = context.opened.vocabulary.encode
-        tree = trie.build(*label_tokens.tokens_of(_labels(decoding), decoding.separator, encode))
+        tree = decoding.tree(context.opened.vocabulary.encode, length)
 
     def generate(params, batch, number):
         key = jax.random.fold_in(jax.random.key(decoding.seed), number)
@@ -273,29 +311,18 @@ def _decoder(
     return decode.Decoder(model.network, model.variables(params), length, tap, mask), batch
 
 
-def _labels(decoding: Decoding) -> tuple[str, ...]:
-    if not decoding.labels:
-        raise UserError(f"--decode={decoding.mode} needs labels to choose from: --label=positive")
-    return decoding.labels
-
-
 def _rank(context, params, requests, decoding, batch_size) -> list[Answer]:
     """The label with the highest log-likelihood, for every request."""
-    scores = label_scores(context, params, requests, _labels(decoding), batch_size)
+    scores = label_scores(context, params, requests, decoding.labels, batch_size)
     best = scores.argmax(1)
     return [
         Answer(decoding.labels[at], float(row[at])) for at, row in zip(best, scores, strict=True)
     ]
 
 
-def _classify(context, params, requests, decoding, batch_size) -> list[Answer]:
+def _classify(context, params, requests, batch_size) -> list[Answer]:
     """What the head's own labels say: one pass, no decoding."""
     head = context.model.method.head
-    if decoding.mode != "greedy":
-        raise UserError(
-            f"--decode={decoding.mode}: {context.run.method.name} answers by its "
-            f"{type(head).__name__}, which decodes nothing; leave the flag out"
-        )
     whole = context.shardings.replicated
     make = lambda: jax.jit(context.model.class_scores, out_shardings=whole)  # noqa: E731
     score = context.once("classes", make)

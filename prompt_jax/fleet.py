@@ -157,6 +157,11 @@ class AtOnce(Fleet):
         Raises:
             UserError: lengths differ, and an optimizer would count rows that are not its own.
         """
+        parts = {tuple(part.length for part in getattr(m.bank, "parts", ())) for m in methods}
+        if len(parts) > 1:
+            raise UserError(
+                f"banks of {sorted(parts)} rows cannot be trained at once; set Fleets.map = 'loop'"
+            )
         longest = max(method.slots for method in methods)
         for method in methods:
             optimizers = (method.trainable.optimizer, *method.trainable.groups.values())
@@ -273,9 +278,9 @@ def pad(method: Method, leaves: Tree, length: int) -> Tree:
 
 def trim(method: Method, leaves: Tree) -> Tree:
     """The inverse of `pad`."""
-    if not (method.bank and method.bank.pads):
+    path = f"{OWN}{method.bank.name}" if method.bank and method.bank.pads else None
+    if path not in leaves:  # it need not train
         return leaves
-    path = f"{OWN}{method.bank.name}"
     return {**leaves, path: method.bank.trim(leaves[path])}
 
 

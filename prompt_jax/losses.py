@@ -126,11 +126,6 @@ class BinaryCrossEntropy:
         """The sum over the batch's examples, in nats."""
         main = outputs["main"]
         logits, classes = main["class_logits"], main["classes"]
-        if self.positive and len(self.positive) != logits.shape[-1]:
-            raise UserError(
-                f"BinaryCrossEntropy.positive has {len(self.positive)} weights for "
-                f"{logits.shape[-1]} labels"
-            )
         ups = jnp.asarray(self.positive or 1.0) * classes * jax.nn.log_sigmoid(logits)
         each = -jnp.mean(ups + (1 - classes) * jax.nn.log_sigmoid(-logits), axis=-1)
         return jnp.sum(each * main["counted"])
@@ -153,6 +148,11 @@ def check(terms: tuple, head: Any) -> None:
             raise UserError(
                 f"{type(term).__name__} reads numbers of {term.reads}, {type(head).__name__} gives "
                 f"those of {head.gives}"
+            )
+        given = len(getattr(term, "positive", ()))
+        if given and given != len(head.labels):
+            raise UserError(
+                f"BinaryCrossEntropy.positive has {given} weights for {len(head.labels)} labels"
             )
 
 

@@ -37,7 +37,8 @@ def merge(run_dir: str, to: str) -> dict[str, str]:
     predictor = Predictor.from_run(run_dir)
     context = predictor.context
     params = _whole(context.model.variables(predictor.params)["params"])
-    folder.save(to, params, context.run.backbone.config, context.opened.vocabulary.path)
+    vocabulary = getattr(context.opened.vocabulary, "path", None)  # bytes have no file
+    folder.save(to, params, context.run.backbone.config, vocabulary)
     return {"from": run_dir, "to": to, "merged": context.run.method.name}
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from prompt_jax import evaluate
+from prompt_jax import checks, evaluate
 from prompt_jax.assemble import Model, assemble
 from prompt_jax.backbone import open_backbone
 from prompt_jax.ckpt import prompt_file
@@ -74,6 +74,7 @@ class Predictor:
         if not config.exists():
             raise UserError(f"--model_dir {run_dir}: no run there (no config.gin)")
         run = resolve([str(config)], bindings).run
+        checks.check(run)
         tasks, run = run.method.tasks, dataclasses.replace(run, method=run.method.served)
         shardings = Shardings(run.parallel.mesh(), run.parallel.shard_frozen_over_data)
         model = assemble(run.backbone.config, run.method, shardings.fetch_layer)
@@ -90,11 +91,16 @@ class Predictor:
         files = list(prompts) or [str(folder / "prompt.safetensors")]
         if not run.method.plain:
             leaves, name = _leaves(files, model, opened, force)
-            slots = {name: layout.slot_ids(run.method.slots)}
+            size, first = run.method.slots, run.method.first_slot
+            slots = {task: layout.slot_ids(size, first(task)) for task in tasks}
+            slots = slots or {name: layout.slot_ids(size)}
             return cls(context, {**opened.params, **leaves}, slots)
         named = {epath.Path(file).stem if len(files) == 1 else file: file for file in files}
         if tasks and not prompts:
             named = {task: str(folder / stored_prompts.task_array(task)) for task in tasks}
+            if not force:
+                whole, theirs = files[0], (opened.fingerprint, opened.vocabulary.fingerprint)
+                prompt_file.check(whole, prompt_file.load(whole), *theirs)
         bank, slots, forced = _bank(named, opened, force)
         return cls(context, {**opened.params, BANK: bank}, slots, forced)
 

@@ -39,6 +39,11 @@ def stages_of(phases: Sequence, steps: int) -> tuple[Stage, ...]:
             raise UserError(f"phase {phase.name!r}: steps = {phase.steps} is negative")
         own = round(phase.steps * steps) if phase.steps < 1 else int(phase.steps)
         last = done + own if phase.steps else steps
+        if steps and last == done:
+            raise UserError(
+                f"TRAIN_STEPS = {steps} leave phase {phase.name!r} no step: "
+                f"{[(each.name, each.steps) for each in phases]}"
+            )
         if last > steps or (phase.steps == 0 and number + 1 < len(phases)):
             raise UserError(
                 f"TRAIN_STEPS = {steps} are used up before phase {names[-1]!r}: "

@@ -152,8 +152,6 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
             "data": " ".join(own.fingerprint for part in loader.loaders for own in part),
         }
     )
-    for each in runs if first else ():
-        checks.claim(each)  # only now: a start that fails above leaves MODEL_DIR free
     log.info("%s", banner(runs, opened, fleet, loader))
     shapes = {path: leaf.shape for path, leaf in opened.params.items()}
     for path in undivided(shapes, dict(mesh.shape)):
@@ -164,6 +162,8 @@ def train(runs: Sequence, folder: str, how: str, hosts: multihost.Hosts) -> list
     hosts.on_end(store.last_good)
     begun = zip(runs, loader.loaders[-1], lengths, fleet.places, strict=True)
     optimizer, state, frozen, own = begin(begun, fleet, model, opened)
+    for each in runs if first else ():
+        checks.claim(each)  # only now: a start that fails above leaves MODEL_DIR free
     members = Members(fleet, own, store.last_good)
     step = store.latest_step or 0
     stage = stage_of(stages, step)

@@ -53,7 +53,7 @@ ALLOWED = {
     },
     "fleet": {"assemble", "data", "parallel", "stages", "step"},
     "predict": {
-        *("assemble", "backbone", "ckpt", "config", "data", "evaluate"),
+        *("assemble", "backbone", "checks", "ckpt", "config", "data", "evaluate"),
         *("ledger", "parallel", "requests"),
     },
     "probes": {"assemble", "data", "evaluate", "losses", "parts", "step"},

@@ -64,6 +64,8 @@ def padded(made):
         np.pad(made.to_eos, ((0, more), (0, 0))),
         np.pad(made.to_separator, ((0, more), (0, 0))),
         np.pad(made.separates, (0, more), constant_values=-1),
+        np.pad(made.further, (0, more)),
+        made.length,
     )
 
 
@@ -157,7 +159,7 @@ def test_answers_on_random_logits_are_labels_without_repeats(labels, separator, 
 
 
 def test_thirty_labels_of_a_large_vocabulary():
-    """The trie's own size, without padding; what is too long is cut, not closed."""
+    """The trie's own size, without padding; what is too long for no limit is cut, not closed."""
     rng = np.random.default_rng(3)
     labels = sorted({tuple(rng.integers(2, 9, rng.integers(1, 5)).tolist()) for _ in range(30)})
     made, vocabulary, length = trie.build(labels, (9, 10)), 300, 40
@@ -185,6 +187,29 @@ def test_thirty_labels_of_a_large_vocabulary():
     assert len(ended) >= 12 and cut and max(map(len, ended)) > 2
     for found in ended + cut:
         assert len(set(found)) == len(found) and {*found} <= {*labels}
+
+
+@settings(max_examples=25, deadline=None)
+@given(label_sets, separators, st.integers(0, 12), st.integers(0, 2**32 - 1))
+def test_every_answer_ends_where_it_must(labels, separator, more, seed):
+    if ambiguous(labels, separator):
+        return
+    length = max(map(len, labels)) + 1 + more
+    made = trie.build(labels, separator, length)
+    bias = np.zeros((ROWS, VOCAB), np.float32)
+    bias[: ROWS // 2, 1] = -9  # these rows go on as long as they may
+    legal = set(answers(labels, separator))
+    for row in roll(made, bias, length, seed).tolist():
+        assert 1 in row and tuple(row[: row.index(1) + 1]) in legal
+
+
+def test_a_further_label_needs_room_for_the_longest():
+    labels, separator = [(2, 3), (4,), (5,)], (6,)
+    for length, after in ((4, {1}), (5, {1, 6}), (6, {1, 6})):
+        (places,) = allowed_after(trie.build(labels, separator, length), [(4,)])
+        assert places[1] == after  # "4 6 2 3 EOS" are five
+    (places,) = allowed_after(trie.build(labels, separator, 6), [(4, 6, 5, 1)])
+    assert places[3] == {1}
 
 
 def test_one_label_left_has_only_its_path():
@@ -258,6 +283,12 @@ def test_a_larger_vocabulary_needs_no_more_than_its_logits():
 def test_labels_that_cannot_be_are_refused(labels, separator, said):
     with pytest.raises(UserError, match=said):
         trie.build(labels, separator)
+
+
+def test_a_label_that_does_not_fit_is_refused():
+    assert trie.build([(2, 3), (4,)], (), 3).length == 3
+    with pytest.raises(UserError, match=r"label 0 of 2 .* 2 tokens: .* into answers of 2"):
+        trie.build([(2, 3), (4,)], (), 2)
 
 
 def test_a_label_that_begins_another_one_and_separator_is_well_without_separator():

@@ -136,7 +136,7 @@ def test_labels_are_said_whole_whatever_the_model_likes(predictor, mode):
 
 
 def test_no_labels_are_refused(predictor):
-    with pytest.raises(UserError, match="--decode=trie needs labels to choose from: --label="):
+    with pytest.raises(UserError, match="'trie' chooses among TrieDecoding.labels .--label="):
         said(predictor)
 
 
@@ -254,7 +254,7 @@ def test_what_a_trie_cannot_choose_from_is_refused(generates, use, own_task):
 @pytest.mark.parametrize("mode", ["rank", "trie", "beam"])
 def test_a_head_of_labels_refuses_another_decoding(classifies, use, mode):
     error = use("predict" if mode == "beam" else "eval", classifies, f"--decode={mode}")
-    assert f"--decode={mode}: ptec answers by its ClassifierHead" in error
+    assert f"Decoding.mode = {mode!r}: ptec answers by its ClassifierHead" in error
 
 
 def test_a_head_of_labels_says_labels_alone_and_how_likely(classifies, use, texts):

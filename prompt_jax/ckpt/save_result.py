@@ -34,7 +34,8 @@ def save(folder: str, model: Model, opened, best: Tree, last: Tree) -> str:
             for path, leaf in {**opened.params, **best}.items()
         }
         if first:
-            save_backbone(folder, model, params, opened.vocabulary.path)
+            vocabulary = getattr(opened.vocabulary, "path", None)  # bytes have no file
+            save_backbone(folder, model, params, vocabulary)
         return f"{folder}/{BACKBONE}"
     if not best:
         return ""  # nothing was learned: the backbone answers as it is
@@ -103,14 +104,14 @@ def digests(folder: str) -> dict[str, str]:
     return {file.name: prompt_file.file_digest(file) for file in files}
 
 
-def save_backbone(folder: str, model: Model, params: Tree, vocabulary_file: str) -> str:
+def save_backbone(folder: str, model: Model, params: Tree, vocabulary_file: str | None) -> str:
     """Writes `backbone/`, an HF T5 folder with the weights of the best checkpoint.
 
     Args:
         folder: MODEL_DIR.
         model: the assembled model.
         params: "backbone/..." -> array.
-        vocabulary_file: sentencepiece model to put beside them.
+        vocabulary_file: sentencepiece model to put beside them; None: of bytes.
 
     Returns:
         The path of the backbone folder.

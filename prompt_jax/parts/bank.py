@@ -124,6 +124,22 @@ class Banks(Bank):
         return max(part.slots for part in self.parts)
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        return next((part.tasks for part in self.parts if part.tasks), ())
+
+    @property
+    def masks(self) -> bool:
+        return any(part.masks for part in self.parts)
+
+    def first_slot(self, task: str) -> int:
+        found = next((part for part in self.parts if part.tasks), self.parts[0])
+        return found.first_slot(task)
+
+    def scored(self, params: Leaves, gradient: Leaves) -> Leaves:
+        found = next((part for part in self.parts if part.masks), self.parts[0])
+        return found.scored(params, gradient)
+
+    @property
     def most_tokens(self) -> int | None:
         return min((part.most_tokens for part in self.parts if part.most_tokens), default=None)
 

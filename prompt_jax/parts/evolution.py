@@ -79,7 +79,8 @@ class Evolution:
         strategy, params = self._strategy(rows.shape[1])
         at = state["turn"] % len(rows)
         own = jax.tree.map(lambda leaf: leaf[at], state["rows"])
-        found, own = strategy.ask(key, own, params)
+        with jax.default_matmul_precision("highest"):
+            found, own = strategy.ask(key, own, params)
         candidates = jax.vmap(lambda row: _put(trainable, rows.at[at].set(row)))(found)
         return candidates, found, {**state, "rows": _set(state["rows"], at, own)}
 
@@ -95,7 +96,8 @@ class Evolution:
         losses = jnp.where(finite, losses, WORST)
 
         def learn(own):
-            return strategy.tell(key, found, losses, own, params)[0]
+            with jax.default_matmul_precision("highest"):
+                return strategy.tell(key, found, losses, own, params)[0]
 
         # A generation of which nothing is known teaches nothing.
         own = jax.lax.cond(jnp.any(finite), learn, lambda own: own, own)

@@ -30,7 +30,7 @@ class Head:
         del key, vocabulary
         return {}
 
-    def check(self, encode: Callable[[str], list[int]], targets: list[np.ndarray]) -> None:
+    def check(self, encode: Callable[[str], list[int]], targets: list[tuple[int, ...]]) -> None:
         """Refuses targets that it cannot learn.
 
         Args:
@@ -124,16 +124,16 @@ class ClassifierHead(Head):
             row[: len(tokens)] = tokens
         return jnp.asarray(table)
 
-    def check(self, encode: Callable[[str], list[int]], targets: list[np.ndarray]) -> None:
+    def check(self, encode: Callable[[str], list[int]], targets: list[tuple[int, ...]]) -> None:
         tokens, between = label_tokens.tokens_of(self.labels, self.separator, encode)
         own = dict(zip(self.labels, map(tuple, tokens), strict=True))
         known = {*own.values()}
         if len(known) < len(own):
             raise UserError(f"CLASS_LABELS = {self.labels}: two of them are the same tokens")
         for target in targets:
-            if not {*split(tuple(map(int, target)), tuple(between))} <= known:
+            if not {*split(target, tuple(between))} <= known:
                 raise UserError(
-                    f"a target of tokens {target.tolist()} is none of CLASS_LABELS = {own} with "
+                    f"a target of tokens {[*target]} is none of CLASS_LABELS = {own} with "
                     f"EOS after it (separator {self.separator!r}: {between})"
                 )
 
@@ -206,7 +206,7 @@ class VerbalizerHead(ClassifierHead):
         del leaves["classifier"]
         return leaves
 
-    def check(self, encode: Callable[[str], list[int]], targets: list[np.ndarray]) -> None:
+    def check(self, encode: Callable[[str], list[int]], targets: list[tuple[int, ...]]) -> None:
         super().check(encode, targets)
         first = [encode(label)[0] for label in self.labels]
         if len({*first}) < len(first):

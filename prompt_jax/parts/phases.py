@@ -9,12 +9,40 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from prompt_jax.errors import UserError
+
 Leaves = dict[str, Any]  # by path: "prompt/encoder"
-Begin = Callable[[Leaves, Callable[[], Leaves]], Leaves]  # (leaves, fresh ones) -> leaves
+
+
+class Begin:
+    """What the `begin` of a phase has."""
+
+    def check(self, bank: Any) -> None:
+        """Refuses settings of its own, or a bank that it is not for, before anything is trained.
+
+        Raises:
+            UserError: with the setting and what would do.
+        """
+        del bank
+
+    def __call__(self, leaves: Leaves, fresh: Callable[[], Leaves]) -> Leaves:
+        """The leaves at the start of the phase, of those that are there and how to draw anew."""
+        raise NotImplementedError
+
+
+class Phase:
+    """What every phase has; each also has a `name`, `kind`, `steps`, `task` and `losses`."""
+
+    begin: Begin | None = None
+
+    def check(self, bank: Any) -> None:
+        """As of `Begin`."""
+        if self.begin:
+            self.begin.check(bank)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gradient:
+class Gradient(Phase):
     """Steps along the gradient.
 
     Attributes:
@@ -35,7 +63,7 @@ class Gradient:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class Search(Phase):
     """Generations of a search without gradients: passes forward alone, by `evolution.CMAES`.
 
     A step is one generation: as many passes over its batch as there are candidates, without
@@ -58,7 +86,7 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class Score(Phase):
     """Steps that move nothing: the bank's scores of its own parts add up in its buffers.
 
     Attributes:
@@ -74,3 +102,12 @@ class Score:
     kind: ClassVar = "score"
     task: ClassVar = ""
     losses: ClassVar = None
+
+    def check(self, bank: Any) -> None:
+        super().check(bank)
+        if not (bank and bank.masks):
+            raise UserError(f"phase {self.name!r} scores what may be switched off: {_of(bank)}")
+
+
+def _of(bank: Any) -> str:
+    return f"that needs Method.bank = @MaskedBank(), which is {type(bank).__name__}"

@@ -26,7 +26,14 @@ class Select:
 
     folds: ClassVar = True  # whether the vectors are the same whatever the example
     slots: ClassVar = 0  # slots beside those of the bank
-    masks: ClassVar = False  # whether it asks the bank which vectors are on
+
+    def check(self, bank: Any) -> None:
+        """Refuses a bank that it is not for, before anything is opened.
+
+        Raises:
+            UserError: with what would do.
+        """
+        del bank
 
     def __call__(self, vectors: Vectors, batch: dict[str, Array], embed: Embed) -> Vectors:
         del batch, embed
@@ -57,7 +64,12 @@ class Remaining(Select):
     to (XPrompt, Ma et al. 2022; the removal is ours).
     """
 
-    masks: ClassVar = True
+    def check(self, bank: Any) -> None:
+        if not (bank and bank.masks):
+            raise UserError(
+                "Remaining needs a bank that switches vectors off, MaskedBank; "
+                f"Method.bank is {type(bank).__name__}"
+            )
 
     def rows(self, vectors: Vectors, batch: dict[str, Array]) -> dict[str, Array]:
         names = "encoder_input_tokens", "encoder_segment_ids"
@@ -95,15 +107,20 @@ class Retrieved(Select):
         """k."""
         return self.count
 
+    def check(self, bank: Any) -> None:
+        memory = [part.length for part in getattr(bank, "parts", ()) if part.name == "memory"]
+        if not memory or not 0 <= self.count <= memory[0]:
+            rows = f"the memory has {memory[0]} rows" if memory else 'no bank is named "memory"'
+            raise UserError(f"Retrieved.count = {self.count}: {rows}")
+
     def __call__(self, vectors: Vectors, batch: dict[str, Array], embed: Embed) -> Vectors:
         tokens, segment_ids = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
         soft, memory = vectors["encoder"], vectors["memory"]
-        if not 0 <= self.count <= len(memory):
-            raise UserError(f"Retrieved.count = {self.count}: the memory has {len(memory)} rows")
         # An example has its slots and at least one token of its own.
         segments = max(1, tokens.shape[1] // (self.count + len(soft) + 1))
         queries = means(embed(tokens), tokens, segment_ids, segments)
-        scores = jax.lax.stop_gradient(unit(queries) @ unit(memory).T)
+        scores = jnp.matmul(unit(queries), unit(memory).T, precision="highest")
+        scores = jax.lax.stop_gradient(scores)
         _, best = jax.lax.top_k(scores, self.count)
         found = take_rows(memory, best.reshape(len(tokens), -1))
         found = found.reshape(len(tokens), segments, self.count, memory.shape[1])
@@ -120,7 +137,8 @@ def means(
     """The mean over each segment's own tokens, float32; 0 where there is no such segment."""
     own = (tokens < SLOT0)[..., None] & (segment_ids[..., None] == jnp.arange(1, segments + 1))
     weights = own.astype(jnp.float32)
-    sums = jnp.einsum("bts,bth->bsh", weights, x.astype(jnp.float32))
+    wide = x.astype(jnp.float32)
+    sums = jnp.einsum("bts,bth->bsh", weights, wide, precision="highest")
     return sums / jnp.maximum(weights.sum(1), 1.0)[..., None]
 
 

@@ -7,6 +7,7 @@ import pytest
 from prompt_jax import checks
 from prompt_jax.config import resolve
 from prompt_jax.errors import UserError
+from prompt_jax.parts.bank import Banks, PromptBank
 from prompt_jax.parts.select import Remaining, Retrieved, Static, means
 from prompt_jax.slots import SLOT0
 from prompt_jax.testing.batches import lay_out
@@ -87,8 +88,13 @@ def test_slots_and_padding_are_no_part_of_the_query():
 
 
 def test_counts_that_cannot_be():
-    with pytest.raises(UserError, match=r"Retrieved.count = 13: the memory has 12 rows"):
-        retrieve(examples(*TEXTS), np.ones((12, 6), np.float32), count=13)
+    banks = Banks((PromptBank(4), PromptBank(12, name="memory")))
+    Retrieved(12).check(banks)
+    for count in (13, -1):
+        with pytest.raises(UserError, match=f"Retrieved.count = {count}: the memory has 12 rows"):
+            Retrieved(count).check(banks)
+    with pytest.raises(UserError, match='no bank is named "memory"'):
+        Retrieved(1).check(PromptBank(4))
 
 
 def test_static_gives_what_it_gets():

@@ -18,8 +18,7 @@ class LowRankBank(Bank):
     """A product of two thin matrices: P = scale A B, A [P, r], B [r, H].
 
     r (P + H) numbers instead of P H. DPT (Xiao et al. 2023): both factors uniform in +-0.5; LoPT-1
-    (Guo et al. 2024) is the same function. DePT's offset (Shi and Lipani 2024): B starts at 0, so
-    that nothing is added at first.
+    (Guo et al. 2024) is the same function.
 
     Attributes:
         length: P.
@@ -71,6 +70,38 @@ class LowRankBank(Bank):
     def prompts(self, params: Leaves) -> dict[str, Float[Array, "P H"]]:
         left, right = params[f"{self.name}_left"], params[f"{self.name}_right"]
         return {self.name: self.scale * jnp.matmul(left, right, precision="highest")}
+
+
+@dataclasses.dataclass(frozen=True)
+class OffsetBank(Bank):
+    """What DePT adds to an input's own tokens: (alpha / sqrt(r)) A B, A [S, r], B [r, H].
+
+    A ~ U(-1, 1) / sqrt(r), B starts at 0: nothing is added at first (Shi and Lipani 2024; alpha is
+    that of the released code).
+
+    Attributes:
+        length: S, rows: the longest input's tokens.
+        rank: r.
+        alpha: of the scale.
+        name: of its vectors.
+    """
+
+    length: int
+    rank: int
+    alpha: float = 8.0
+    name: str = "offset"
+
+    @property
+    def _product(self) -> LowRankBank:
+        root = math.sqrt(max(1, self.rank))
+        sizes = {"left": 1 / root, "right": 0.0, "scale": self.alpha / root}
+        return LowRankBank(self.length, self.rank, name=self.name, **sizes)
+
+    def init_params(self, key: Array, vocabulary: Vocabulary) -> Leaves:
+        return self._product.init_params(key, vocabulary)
+
+    def prompts(self, params: Leaves) -> dict[str, Float[Array, "S H"]]:
+        return self._product.prompts(params)
 
 
 ACTIVATIONS = {
