@@ -1,14 +1,17 @@
 """Opens a backbone: weights straight into their shards, vocabulary, fingerprint."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
+from jaxtyping import Array
 
 from prompt_jax import spread
-from prompt_jax.assemble import Model, Tree, flatten, shapes_of, unflatten
+from prompt_jax.assemble import Method, Model, Tree, flatten, shapes_of, unflatten
 from prompt_jax.ckpt import fingerprint as fingerprints
 from prompt_jax.ckpt import hf, load, prompt_file, prompts
 from prompt_jax.ckpt.paths import resolve_path
@@ -16,6 +19,7 @@ from prompt_jax.data import vocabulary as vocabularies
 from prompt_jax.errors import UserError
 from prompt_jax.models.t5 import storage
 from prompt_jax.models.t5.config import T5Config
+from prompt_jax.models.t5.network import T5
 from prompt_jax.parallel.mesh import Shardings, on_host
 from prompt_jax.parts.init import Vocabulary
 
@@ -123,7 +127,8 @@ def open_backbone(backbone: Backbone, model: Model, shardings: Shardings) -> Ope
     """
     vocabulary = open_vocabulary(backbone)
     if backbone.random_weights:
-        params, path = _draw(backbone, model, shardings), f"random:{backbone.seed}"
+        draw = _initialiser(model.network.config, shardings)
+        params, path = draw(jax.random.key(backbone.seed)), f"random:{backbone.seed}"
         fingerprint = fingerprints.of_tree(unflatten(params)["backbone"])
     elif backbone.checkpoint:
         path = backbone.checkpoint
@@ -142,8 +147,10 @@ def open_backbone(backbone: Backbone, model: Model, shardings: Shardings) -> Ope
     return Opened(params, fingerprint, vocabulary, path)
 
 
-def _draw(backbone: Backbone, model: Model, shardings: Shardings) -> Tree:
-    key = jax.random.key(backbone.seed)
-    shapes = jax.eval_shape(model.init_backbone, key)
-    out = {path: shardings.frozen(path, leaf.shape) for path, leaf in shapes.items()}
-    return jax.jit(model.init_backbone, out_shardings=out)(key)
+@functools.lru_cache(maxsize=8)
+def _initialiser(config: T5Config, shardings: Shardings) -> Callable[[Array], Tree]:
+    """`key -> weights` in their shards, compiled once for all runs of a process."""
+    plain = Model(T5(config), Method("backbone"))
+    shapes = plain.backbone_shapes().items()
+    out = {path: shardings.frozen(path, leaf.shape) for path, leaf in shapes}
+    return jax.jit(plain.init_backbone, out_shardings=out)

@@ -75,6 +75,7 @@ REGISTRY = {
     "ClassifierHead": "prompt_jax.parts.head:ClassifierHead",
     "VerbalizerHead": "prompt_jax.parts.head:VerbalizerHead",
     "ClassCrossEntropy": "prompt_jax.losses:ClassCrossEntropy",
+    "ClassHinge": "prompt_jax.losses:ClassHinge",
     "BinaryCrossEntropy": "prompt_jax.losses:BinaryCrossEntropy",
     "Distillation": "prompt_jax.losses:Distillation",
     "CrossEntropy": "prompt_jax.losses:CrossEntropy",

@@ -106,6 +106,34 @@ class ClassCrossEntropy:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassHinge:
+    """sum_c (1 - y_c) max(0, l_c - l_y + margin) of each example, for one label of C.
+
+    l_y is the label's own logit (the mean of several labels'). BBT's other loss (Sun et al. 2022).
+
+    Attributes:
+        margin: by which a label must lie above the others.
+    """
+
+    margin: float = 2.0
+    reads: ClassVar = "classes"
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The number of examples."""
+        return jnp.sum(first_positions(batch["decoder_segment_ids"]))
+
+    def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
+        """The sum over the batch's examples, in logits."""
+        main = outputs["main"]
+        logits, classes = main["class_logits"], main["classes"]
+        count = jnp.maximum(classes.sum(-1, keepdims=True), 1.0)
+        own = jnp.sum(classes * logits, axis=-1, keepdims=True) / count
+        above = jnp.maximum(logits - own + self.margin, 0.0)
+        each = jnp.sum((1 - classes) * above, axis=-1)
+        return jnp.sum(each * main["counted"])
+
+
+@dataclasses.dataclass(frozen=True)
 class BinaryCrossEntropy:
     """-mean_c (w_c y_c log sigma(l_c) + (1 - y_c) log sigma(-l_c)) of each example.
 

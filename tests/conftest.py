@@ -21,14 +21,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-# Before the hook: it would compile the sources of what our modules import, TensorFlow's too.
-import orbax.checkpoint  # noqa: E402, F401
-import seqio  # noqa: E402, F401
-from jaxtyping import install_import_hook  # noqa: E402
 
-# Left on for the session: modules are imported lazily, long after this file.
-_HOOK = install_import_hook("prompt_jax", "beartype.beartype")
+def pytest_configure(config):
+    """Imports what is large, once, and turns the checks on."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the one that hands out tests to workers runs none
+    # Before the hook: it would compile the sources of what our modules import, TensorFlow's too.
+    import orbax.checkpoint  # noqa: F401
+    import seqio  # noqa: F401
+    from jaxtyping import install_import_hook
 
-# Tracing makes many objects and few cycles; what is imported stays.
-gc.freeze()
-gc.set_threshold(100_000, 20, 20)
+    # Left on for the session: modules are imported lazily, long after this file.
+    install_import_hook("prompt_jax", "beartype.beartype")
+    # Tracing makes many objects and few cycles; what is imported stays.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)

@@ -203,6 +203,7 @@ seqio.TaskRegistry.add(
 """
 
 
+@pytest.mark.slow
 def test_explain_with_a_users_module(tmp_path):
     (tmp_path / "own.py").write_text(USER_TASK)
     argv = ["explain", *RUN, "--gin.MIXTURE_OR_TASK_MODULE='own.py'"]

@@ -57,6 +57,7 @@ def run(tmp_path, name, *more):
         "--gin.MIXTURE_OR_TASK_NAME='micro_sentiment'",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 4}",
         "--gin.TRAIN_STEPS=0",
+        "--gin.Parallel.data=1",
         "--gin.Run.evaluators=(@TaskMetrics(), @TemplateEnsemble())",
         *more,
     ]
@@ -121,7 +122,7 @@ def single(tmp_path, number):
     return prompted(tmp_path, name, 6, "(@TaskMetrics(),)", *given)
 
 
-def prompted(tmp_path, name, length, evaluators, *bindings):
+def prompted(tmp_path, name, length, evaluators, *bindings, devices=1):
     files = ("models/micro_xs.gin", "methods/prompt_tuning.gin", "runs/prompt_tune.gin")
     given = {
         "MODEL_DIR": f"'{tmp_path / name}'",
@@ -129,6 +130,7 @@ def prompted(tmp_path, name, length, evaluators, *bindings):
         "TASK_FEATURE_LENGTHS": "{'inputs': 64, 'targets': 4}",
         "TRAIN_STEPS": "0",
         "PROMPT_LENGTH": str(length),
+        "Parallel.data": str(devices),
         "Run.evaluators": evaluators,
     }
     flags = [f"--gin_file={file}" for file in files]
@@ -137,12 +139,12 @@ def prompted(tmp_path, name, length, evaluators, *bindings):
     return json.loads((tmp_path / name / "record.json").read_text())["metrics"]["validation"]
 
 
-def voted(tmp_path, name, numbers, *bindings):
+def voted(tmp_path, name, numbers, *bindings, devices=1):
     paths = tuple(str(tmp_path / f"single{number}" / "prompt.npy") for number in numbers)
     given = ["PromptBank.init=@Prompts()", f"Prompts.paths={paths}"]
     given += [f"PromptEnsemble.count={len(paths)}", "Run.best_metric='vote/accuracy'", *bindings]
     length = 6 * len(paths)
-    return prompted(tmp_path, name, length, "(@PromptEnsemble(),)", *given)
+    return prompted(tmp_path, name, length, "(@PromptEnsemble(),)", *given, devices=devices)
 
 
 def test_prompts_vote_in_one_batch(words, tmp_path, monkeypatch):
@@ -159,7 +161,7 @@ def test_prompts_vote_in_one_batch(words, tmp_path, monkeypatch):
             yield batch, group
 
     monkeypatch.setattr(evaluate, "batches", watched)
-    found = voted(tmp_path, "three", range(3), "PromptEnsemble.batch_size=31")
+    found = voted(tmp_path, "three", range(3), "PromptEnsemble.batch_size=31", devices=8)
     assert [len(starts) for starts, _ in seen] == [48, 24]  # 24 examples; 31 -> 2 of 3 x 8 devices
     for starts, group in seen:
         assert starts == [0, 6, 12] * (len(starts) // 3)

@@ -67,10 +67,15 @@ def test_every_file_is_covered():
     assert {"micro_xs", "micro_s", "micro_m", "t5_1_1_small", "t5_1_1_xxl"} <= set(MODELS)
 
 
+# All model files bind the same names, those of the embedded family its checkpoint too.
+OF_EACH_KIND = ["micro_xs", "micro_s", "t5_1_1_small", "t5_1_1_xxl"]
+
+
 @pytest.mark.parametrize(("run", "method"), PAIRS)
 def test_resolves(run, method):
     hashes, runs = set(), set()
-    for model in MODELS:
+    models = MODELS if method == "prompt_tuning" else OF_EACH_KIND
+    for model in models:
         resolved = shipped(model, method, run)
         assert resolved.run.method.name == method
         of_labels = method in ("ptec", "bbt", "bbtv2")  # no text is learned
@@ -78,7 +83,7 @@ def test_resolves(run, method):
         assert set(SECTION_6) - unread <= set(resolved.values)
         hashes.add(resolved.hash)
         runs.add(repr(resolved.run))  # some published families have the same sizes
-    assert len(hashes) == len(runs) > 20
+    assert len(hashes) == len(runs) >= min(21, len(models))
 
 
 @pytest.mark.parametrize(("run", "method"), PAIRS)
@@ -131,7 +136,12 @@ def test_registered_classes_are_frozen_and_typed(name):
     assert set(typing.get_type_hints(cls)) >= {field.name for field in dataclasses.fields(cls)}
 
 
-@pytest.mark.parametrize("model", MODELS)
+SMALL = ("micro_xs", "t5_1_0_small", "t5_1_1_small", "mt5_small", "byt5_small", "umt5_small")
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=[pytest.mark.slow] * (m not in SMALL)) for m in MODELS]
+)
 def test_shapes_fit(model):
     from prompt_jax.assemble import assemble
     from prompt_jax.parts.init import Vocabulary

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 
@@ -135,12 +134,14 @@ def test_wheel_works_elsewhere(installed, tmp_path):
     assert micro.is_relative_to(installed.parent.resolve())
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("package")
 def test_wheel_wins_in_a_checkout(installed, checkout):
     """The console script takes the installed package even when started in a checkout."""
     assert "micro_sentiment" in succeed(installed / "prompt-jax", "tasks", cwd=checkout)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("package")
 def test_plain_checkout(checkout, tmp_path):
     """Nothing installed but the libraries: `python -m prompt_jax` in the root of a checkout."""
@@ -151,6 +152,7 @@ def test_plain_checkout(checkout, tmp_path):
     assert tasks_file(python, checkout) == (checkout / "tasks" / "micro.py").resolve()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("package")
 def test_editable_install(checkout, tmp_path):
     """An editable install finds tasks and gin files in the checkout, from another folder."""
@@ -200,11 +202,6 @@ def test_one_version_and_licence_everywhere():
     assert f"## {prompt_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     licence = (ROOT / "LICENSE").read_text()
     assert "Apache License" in licence and "Version 2.0, January 2004" in licence
-
-
-def test_markers_that_tests_use_are_declared():
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
-    assert {m.split(":")[0] for m in declared["markers"]} >= {"slow", "parity", "live_parity"}
 
 
 @pytest.mark.parametrize(

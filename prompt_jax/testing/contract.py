@@ -1,6 +1,7 @@
 """A method on a tiny backbone: what the contract that all methods keep is checked on."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from prompt_jax.assemble import Method, Model, Tree, assemble, shapes_of
 from prompt_jax.config import resolve
 from prompt_jax.data import layout
 from prompt_jax.models.t5.config import T5Config
+from prompt_jax.models.t5.network import T5
 from prompt_jax.parts.init import Vocabulary
 from prompt_jax.step import TrainState, init_state, loss_and_grads
 from prompt_jax.testing.batches import examples, lay_out
@@ -106,10 +108,16 @@ def encode(text: str) -> list[int]:
     return [3 + ord(letter) % 50 for letter in text]
 
 
+@functools.cache
+def random_backbone(config: T5Config) -> Tree:
+    """Its weights, drawn once for all methods."""
+    return Model(T5(config), Method("backbone")).init_backbone(jax.random.key(0))
+
+
 def begin(method: Method, config: T5Config = CONFIG, seed: int = 0) -> Begun:
     """The method on random weights of `config`."""
     model = assemble(config, method)
-    backbone = model.init_backbone(jax.random.key(0))
+    backbone = dict(random_backbone(dataclasses.replace(config, remat=CONFIG.remat)))
     table = np.asarray(backbone["backbone/token_embedder/embedding"])
     vocabulary = Vocabulary(
         width=config.emb_dim,

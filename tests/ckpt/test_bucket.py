@@ -70,6 +70,7 @@ def test_a_checkpoint_in_a_bucket_is_converted(server, tmp_path):
     assert not any("param_states" in name for name in Bucket.asked)
 
 
+@pytest.mark.slow
 def test_what_is_not_in_the_bucket_is_one_line(server, tmp_path):
     out = prompt_jax(server, "convert", "--from=t5x:gs://models/absent", f"--to={tmp_path / 'o'}")
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr

@@ -139,14 +139,16 @@ pytestmark = pytest.mark.xdist_group("contract")  # one worker: what is compiled
 
 
 @functools.cache
-def alone(name):
-    return begin(method_of(name, METHODS[name].settings))
+def _begun(name, settings, config):
+    return begin(method_of(name, dict(settings)), config)
 
 
 def begun(name, config=CONFIG, **more):
-    if config is CONFIG and not more:
-        return alone(name)
-    return begin(method_of(name, {**METHODS[name].settings, **more}), config)
+    return with_settings(name, {**METHODS[name].settings, **more}, config)
+
+
+def with_settings(name, settings, config=CONFIG):
+    return _begun(name, tuple(sorted(settings.items())), config)
 
 
 def relative(a, b):
@@ -223,7 +225,13 @@ def test_padding_changes_nothing(name):
     np.testing.assert_array_equal(ours.logits(noisy)[:, :6][real], found[real])
 
 
-@each
+# One of each way into the layers every day; the others enter before them.
+INSIDE = ("prompt_tuning", "dept", "deep_prompts", "prefix_tuning", "iapt", "lora", "bbtv2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in INSIDE)) for n in METHODS]
+)
 def test_rematerialisation_changes_nothing(name):
     ours = stirred(begun(name))
     config = dataclasses.replace(CONFIG, remat="full")
@@ -234,10 +242,41 @@ def test_rematerialisation_changes_nothing(name):
     assert relative(grads, expected_grads) < 1e-5
 
 
+# Every day those whose vectors the decoder's own attention sees, and the most that are generated.
+STEPPED = ("prompt_tuning", "prefix_tuning", "iapt", "lora")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in STEPPED)) for n in METHODS]
+)
+def test_decoding_step_by_step_gives_the_states_of_training(name):
+    ours = stirred(begun(name))
+    model, batch, steps = ours.model, ours.batch(6, capacity=(INPUTS + ours.method.slots, 4)), 4
+
+    @jax.jit
+    def by_steps(params, batch):
+        network, (tap, own) = (
+            model.network.bind(model.variables(params)),
+            model.entry(params, batch),
+        )
+        segments = own["encoder_segment_ids"]
+        encoded = network.encode(own["encoder_input_tokens"], segments, tap=tap)
+        cache, found = network.start_cache(encoded, segments, steps), []
+        for at in range(steps):
+            states, cache = network.decode_step(cache, own["decoder_input_tokens"][:, at], tap=tap)
+            found.append(states)
+        return jnp.stack(found, 1)
+
+    expected = jax.jit(model.outputs)(ours.params, batch)["main"]["states"]
+    real = batch["decoder_segment_ids"] > 0
+    found = by_steps(ours.params, {name: jnp.asarray(array) for name, array in batch.items()})
+    np.testing.assert_allclose(found[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name, case in METHODS.items() if case.like])
 def test_it_is_another_method_where_its_sheet_says(name):
     other, settings, own, config = METHODS[name].like
-    ours, theirs = begun(name, config, **own), begin(method_of(other, settings), config)
+    ours, theirs = begun(name, config, **own), with_settings(other, settings, config)
     batch = ours.batch()
     found, expected = ours.logits(batch), theirs.logits(batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

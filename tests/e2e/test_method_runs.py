@@ -18,7 +18,7 @@ from prompt_jax.evaluate import Decoding, label_scores
 from prompt_jax.predict import Predictor
 from prompt_jax.testing.runs import configure, sigterm_at
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]
+pytestmark = pytest.mark.slow
 
 INPUTS = 48  # of `testing.runs`
 LABELS = {"CLASS_LABELS": "('negative', 'positive')"}

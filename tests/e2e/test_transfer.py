@@ -24,6 +24,7 @@ def train(tmp_path, method, task, *more):
         f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
         f"--gin.MIXTURE_OR_TASK_NAME='{task}'",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 4}",
+        "--gin.Parallel.data=1",
         *more,
     ]
     code = main(["train", *FILES, *flags])

@@ -74,15 +74,29 @@ def test_only_released_sizes_are_there():
     assert {file.stem for file in FILES} == set(PUBLISHED) | set(ROUNDED) | micro
 
 
+def listed(config):
+    return sum(int(np.prod(leaf.full_shape)) for leaf in tree.leaves(config))
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_parameter_count(file):
-    config = config_of(file)
-    found = count(config)
+    found = listed(config_of(file))
     if file.stem in PUBLISHED:
         assert found == PUBLISHED[file.stem]
     if file.stem in ROUNDED:
         assert abs(found / ROUNDED[file.stem] - 1) < 0.005
-    assert found == sum(int(np.prod(leaf.full_shape)) for leaf in tree.leaves(config))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * ("_small" not in file.stem))
+        for file in FILES
+    ],
+)
+def test_the_list_of_parameters_is_the_networks(file):
+    config = config_of(file)
+    assert count(config) == listed(config)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -90,7 +104,7 @@ def test_header_names_model_parameters_and_checkpoint(file):
     first, second = file.read_text().splitlines()[:2]
     stated = int(re.search(r"([\d,]+) parameters\.", first)[1].replace(",", ""))
     config = config_of(file)
-    assert stated == sum(int(np.prod(leaf.full_shape)) for leaf in tree.leaves(config))
+    assert stated == listed(config)
     assert second.startswith("# Checkpoint: ")
 
 

@@ -156,6 +156,7 @@ def test_a_missing_process_ends_the_job_with_its_index(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_value_on_one_process_is_named(tmp_path):
     done = finish(start(tmp_path / "run", 2, own={1: {"BATCH_SIZE": "8"}}))
     said = "process 1 runs something else: Data.batch_size: 8 there, 16 on process 0\n"

@@ -11,7 +11,7 @@ import pytest
 from prompt_jax import checks, losses
 from prompt_jax.data import layout
 from prompt_jax.errors import UserError
-from prompt_jax.losses import BinaryCrossEntropy, ClassCrossEntropy, CrossEntropy
+from prompt_jax.losses import BinaryCrossEntropy, ClassCrossEntropy, ClassHinge, CrossEntropy
 from prompt_jax.parts.head import ClassifierHead, LMHead, find_labels, split
 from prompt_jax.parts.init import Vocabulary
 from prompt_jax.step import jit_train_step
@@ -210,8 +210,14 @@ def each_of(scores, labels, positive):
     return -total / COUNT
 
 
+def hinge_of(scores, labels):
+    own = np.mean([scores[c] for c in labels])
+    return sum(max(0.0, scores[c] - own + 1.5) for c in range(COUNT) if c not in labels)
+
+
 LOSSES = {
     "one": (ClassCrossEntropy(), one_of),
+    "hinge": (ClassHinge(1.5), hinge_of),
     "each": (BinaryCrossEntropy(), functools.partial(each_of, positive=(1, 1, 1))),
     "weighted": (
         BinaryCrossEntropy((4.0, 0.5, 1.0)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prompt_jax.errors import UserError
-from prompt_jax.parts.banks.low_rank import BottleneckBank, LowRankBank
+from prompt_jax.parts.banks.low_rank import BottleneckBank, LowRankBank, OffsetBank
 from prompt_jax.parts.banks.residual import ResidualBank
 from prompt_jax.parts.banks.tasks import TaskBank
 from prompt_jax.parts.init import UniformInit, Vocabulary
@@ -97,6 +97,25 @@ def test_ranks_that_cannot_be():
     assert LowRankBank(P, 6).init_params(KEY, VOCABULARY)["encoder_left"].shape == (P, 6)
     with pytest.raises(UserError, match="PROMPT_LENGTH = 0"):
         LowRankBank(0, 1).init_params(KEY, VOCABULARY)
+
+
+@pytest.mark.parametrize("rank", [4, 30])
+def test_an_offset_by_hand_scales_with_its_rank(rank):
+    bank = OffsetBank(60, rank)
+    leaves = bank.init_params(KEY, VOCABULARY)
+    assert not np.any(leaves["offset_right"])
+    left = np.abs(leaves["offset_left"]) * np.sqrt(rank)
+    assert 0.95 < left.max() <= 1.0 + 1e-6
+    moved = stirred(bank)
+    own = wide(moved)
+    agree(bank, moved, 8 / np.sqrt(rank) * product(own["left"], own["right"]))
+
+
+def test_the_sizes_of_the_papers_offset():
+    """60 vectors and an offset of rank 30 over 256 tokens are a prompt of 100, at width 768."""
+    vocabulary = dataclasses.replace(VOCABULARY, width=768)
+    leaves = OffsetBank(256, 30).init_params(KEY, vocabulary)
+    assert 60 * 768 + sum(leaf.size for leaf in leaves.values()) == 76_800 == 100 * 768
 
 
 # --- a bottleneck ---

@@ -250,6 +250,7 @@ def test_two_launches_at_once_do_no_run_twice(out):
     assert {pid for _, pid, _ in lines} == {process.pid for process in processes}
 
 
+@pytest.mark.slow
 def test_the_fleet_of_a_killed_launcher_is_taken_over(out):
     victim = start(out, 4, 2, "hang")
     release([victim])
