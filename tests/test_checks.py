@@ -82,13 +82,13 @@ def labels_of(splits):
 @pytest.mark.parametrize("method", ["ptec", "bbt"])
 def test_a_label_that_only_training_has_is_refused(reviews, tmp_path, method):
     right = ["good", "bad"] * 150
-    given = reviews(f"t_odd_{method}", train=[*right, "odd"], validation=right[:4])
+    given = reviews(f"t_checks_odd_{method}", train=[*right, "odd"], validation=right[:4])
     with pytest.raises(UserError, match="is none of CLASS_LABELS"):
         train.run(configure(tmp_path / "run", method, **given))
 
 
 def test_a_label_that_would_be_cut_is_refused(reviews, tmp_path):
-    given = reviews("t_long", train=["good", "bad"], validation=["good", "bad"])
+    given = reviews("t_checks_long", train=["good", "bad"], validation=["good", "bad"])
     given |= {"TASK_FEATURE_LENGTHS": "{'inputs': 48, 'targets': 1}"}
     with pytest.raises(UserError, match="a target has . tokens; .* would cut its labels"):
         train.run(configure(tmp_path / "run", "ptec", **given))
