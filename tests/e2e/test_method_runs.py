@@ -158,7 +158,7 @@ def test_a_boundary_between_phases_that_moved_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"prompt_tuning"}))
 def test_a_fleet_is_the_single_runs(name, tmp_path):
-    settings = {**METHODS[name], "TRAIN_STEPS": "4", "EVAL_PERIOD": "4", "Data__packing": "False"}
+    settings = {**METHODS[name], "TRAIN_STEPS": "5", "EVAL_PERIOD": "5", "Data__packing": "False"}
     runs = [
         configure(tmp_path / f"{seed}", method=name, **settings, RANDOM_SEED=str(seed))
         for seed in (0, 1)
