@@ -87,15 +87,19 @@ class Distillation:
         return self.strength * other["weight"] * found
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassCrossEntropy:
-    """-sum_c y_c log softmax(l)_c / sum_c y_c of each example, for one label of C."""
+class OfClasses:
+    """A term that reads a number for each label; it counts examples, not tokens."""
 
     reads: ClassVar = "classes"
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """The number of examples."""
         return jnp.sum(first_positions(batch["decoder_segment_ids"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCrossEntropy(OfClasses):
+    """-sum_c y_c log softmax(l)_c / sum_c y_c of each example, for one label of C."""
 
     def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
         """The sum over the batch's examples, in nats."""
@@ -106,7 +110,7 @@ class ClassCrossEntropy:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassHinge:
+class ClassHinge(OfClasses):
     """sum_c (1 - y_c) max(0, l_c - l_y + margin) of each example, for one label of C.
 
     l_y is the label's own logit (the mean of several labels'). BBT's other loss (Sun et al. 2022).
@@ -116,11 +120,6 @@ class ClassHinge:
     """
 
     margin: float = 2.0
-    reads: ClassVar = "classes"
-
-    def weight(self, batch: Batch) -> Float[Array, ""]:
-        """The number of examples."""
-        return jnp.sum(first_positions(batch["decoder_segment_ids"]))
 
     def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
         """The sum over the batch's examples, in logits."""
@@ -134,7 +133,7 @@ class ClassHinge:
 
 
 @dataclasses.dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(OfClasses):
     """-mean_c (w_c y_c log sigma(l_c) + (1 - y_c) log sigma(-l_c)) of each example.
 
     Buchner et al. 2024 take w_c = max_k n_k / n_c, n the labels' counts in the training split.
@@ -144,11 +143,6 @@ class BinaryCrossEntropy:
     """
 
     positive: tuple[float, ...] = ()
-    reads: ClassVar = "classes"
-
-    def weight(self, batch: Batch) -> Float[Array, ""]:
-        """The number of examples."""
-        return jnp.sum(first_positions(batch["decoder_segment_ids"]))
 
     def sum(self, outputs: Outputs, batch: Batch) -> Float[Array, ""]:
         """The sum over the batch's examples, in nats."""

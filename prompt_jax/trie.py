@@ -76,9 +76,8 @@ def build(
 
     Raises:
         UserError: no label, one without tokens, two of the same tokens, EOS or padding within, one
-            that does not fit; or
-            a label that begins with another one and the separator, so that an answer could be read
-            in two ways.
+            that does not fit; or a label that begins with another one and the separator, so that
+            an answer could be read in two ways.
     """
     labels = [tuple(map(int, label)) for label in labels]
     separator = tuple(map(int, separator))
@@ -99,12 +98,7 @@ def build(
     separated = [insert((*label, *separator)) for label in labels] if separator else []
     for label, nodes in zip(labels, separated, strict=False):
         if children[nodes[-1]]:
-            start = (*label, *separator)
-            beyond = [x for x in labels if x != label and (*x, *separator)[: len(start)] == start]
-            raise UserError(
-                f"the label of tokens {beyond[0]} begins with {label} and the separator "
-                f"{separator}: an answer could be read in two ways"
-            )
+            raise _ambiguous(label, labels, separator)
     for nodes in ended:
         children[nodes[-1]][PAD] = nodes[-1]  # what is decoded after the end stays there
     shape = len(children), max(map(len, children))
@@ -129,6 +123,17 @@ def build(
         trie.further[nodes] = np.maximum(trie.further[nodes], needs)
         trie.separates[nodes[-1]] = label
     return trie
+
+
+def _ambiguous(
+    label: tuple[int, ...], labels: list[tuple[int, ...]], separator: tuple[int, ...]
+) -> UserError:
+    start = (*label, *separator)
+    beyond = [x for x in labels if x != label and (*x, *separator)[: len(start)] == start]
+    return UserError(
+        f"the label of tokens {beyond[0]} begins with {label} and the separator {separator}: an "
+        "answer could be read in two ways"
+    )
 
 
 def _check(

@@ -27,7 +27,7 @@ SCORING = "(@Score(), @Gradient())"
         ("xprompt", {"TOKENS_OFF": "0.98"}, "a share of 0.98 of 20 tokens leaves none"),
         ("xprompt", {"PIECES_OFF": "-0.1"}, "a share of -0.1 of 16 pieces leaves none"),
         ("xprompt", {"Method__bank": "@PromptBank()", "PromptBank.length": "4"}, "@MaskedBank"),
-        ("prompt_tuning", {"Method__phases": SCORING, "Score.steps": "2"}, "that needs .*Masked"),
+        ("prompt_tuning", {"Method__phases": SCORING, "Score.steps": "2"}, "it needs .*Masked"),
         ("panda", {"Teach.similarity": "'averag'", "SOURCE_TASK": "'a'"}, "mean 'average'"),
         ("spt", {"RETRIEVED": "60", "MEMORY": "50"}, "count = 60: the memory has 50 rows"),
         ("xprompt", {"TRAIN_STEPS": "4", "SCORE_STEPS": "1"}, "leave phase 'train again' no step"),
@@ -56,7 +56,7 @@ def test_a_start_that_cannot_be_drawn_leaves_the_folder_free(tmp_path):
 
 @pytest.fixture
 def reviews(tmp_path, monkeypatch):
-    """`reviews(targets of train, of validation)`: the flags of a run on them."""
+    """`reviews(name, train=labels, validation=labels)`: the settings of a run on such a task."""
     from prompt_jax.data import task
 
     task.known()

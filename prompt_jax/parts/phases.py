@@ -106,8 +106,7 @@ class Score(Phase):
     def check(self, bank: Any) -> None:
         super().check(bank)
         if not (bank and bank.masks):
-            raise UserError(f"phase {self.name!r} scores what may be switched off: {_of(bank)}")
-
-
-def _of(bank: Any) -> str:
-    return f"that needs Method.bank = @MaskedBank(), which is {type(bank).__name__}"
+            raise UserError(
+                f"phase {self.name!r} scores what may be switched off: it needs Method.bank = "
+                f"@MaskedBank(), not {type(bank).__name__}"
+            )
