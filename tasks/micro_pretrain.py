@@ -62,6 +62,8 @@ _add("micro_cues", functools.partial(_instruct, tasks=instruct.CUES))
 _add("micro_words", functools.partial(_instruct, tasks=instruct.WORDS))
 _add("micro_labels", functools.partial(_instruct, tasks=instruct.LABELS))
 _add("micro_mood_instruct", functools.partial(_instruct, tasks=instruct.MOODS))
+_add("micro_follow", functools.partial(_instruct, tasks=instruct.FOLLOW))
+_add("micro_pairs_instruct", functools.partial(_instruct, tasks=instruct.PAIRS))
 _add("micro_instruct", functools.partial(_instruct, tasks=instruct.MIXTURE))
 _NO_MOOD = functools.partial(_instruct, tasks=instruct.MIXTURE, without=instruct.SENTIMENT)
 _add("micro_instruct_no_sentiment", _NO_MOOD)
@@ -69,14 +71,15 @@ _add("corpus_text", _corpus_text, text_only=True)
 _add("corpus_ratings", _corpus_ratings)
 
 # The stages of `tools/make_backbones.py`: the language (`runs/pretrain.gin`), then lessons
-# (`runs/instruct.gin`): `micro_cues`, `micro_words`, `micro_labels`, the mixtures. A line of
-# text has twenty times the target tokens of an instruction: 4 % of the examples are a third of
-# the loss.
+# (`runs/instruct.gin`): `micro_cues`, `micro_words`, `micro_labels`, `micro_follow`, the mixtures.
+# A line of text has twenty times the target tokens of an instruction: 4 % of the examples are a
+# third of the loss.
 _TEXT = [("micro_text", 0.01), ("corpus_text", 0.03)]
 for _name, _parts in {
     "micro_language": [("micro_text", 0.65), ("corpus_text", 0.35)],
     "micro_first_lessons": [("micro_questions", 0.92), ("micro_text", 0.06), ("corpus_text", 0.02)],
     "micro_moods": [("micro_mood_instruct", 0.92), ("corpus_ratings", 0.04), *_TEXT],
+    "micro_pairs": [("micro_pairs_instruct", 0.85), ("micro_text", 0.05), ("corpus_text", 0.10)],
     "micro_mixture": [("micro_instruct", 0.91), ("corpus_ratings", 0.05), *_TEXT],
     "micro_mixture_no_sentiment": [("micro_instruct_no_sentiment", 0.96), *_TEXT],
 }.items():

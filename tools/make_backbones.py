@@ -24,7 +24,8 @@ class Stage:
     """One run of pretraining: its mixture, steps of `batch` examples and peak rate.
 
     embeddings: rate of the embedding table and the position biases, in kernels' rates.
-    steady: the rate stays, instead of falling to a tenth. inputs: length of an example.
+    steady: the rate stays, instead of falling to a tenth. inputs: length of an example. probe: the
+    task that a short prompt is tried on.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     inputs: int = 64
     run: str = "instruct"
     targets: int = 16
+    probe: str = "micro_sentiment"
 
     def bindings(self) -> list[str]:
         """Gin bindings over the run file's."""
@@ -49,6 +51,7 @@ class Stage:
             f"AdamW.end_rate={1.0 if self.steady else 0.1}",
             f"TASK_FEATURE_LENGTHS={{'inputs': {self.inputs}, 'targets': {self.targets}}}",
             f"WARMUP_STEPS={min(200, self.steps // 4) if self.run == 'pretrain' else 50}",
+            f"PromptProbe.task='{self.probe}'",
             "EVAL_PERIOD=1000",
             "CHECKPOINT_PERIOD=500",
         ]
@@ -89,15 +92,22 @@ RECIPES = {
         Stage("labels", "micro_labels", 1000, 128, 5e-4, 20.0),
         Stage("moods", "micro_moods", 3000, 128, 5e-4, 20.0),
     ),
+    "micro_xs_pairs": (
+        Stage("follow", "micro_follow", 1000, 128, 1.5e-3, probe="micro_entailment"),
+        Stage("pairs", "micro_pairs", 6000, 128, 1.5e-3, probe="micro_entailment"),
+    ),
 }
+AFTER = {"micro_xs_pairs": "micro_xs"}  # the packed backbone, of the same size, that goes on
 
 
 def train(model: str, out: pathlib.Path) -> pathlib.Path:
     """Runs every stage that is not done; the folder of the last backbone."""
-    backbone = None
+    size, backbone = model, None
+    if model in AFTER:
+        size, backbone = AFTER[model], f"prompt_jax:{AFTER[model]}"
     for stage in RECIPES[model]:
         folder = out / model / stage.name
-        files = [f"models/{model}.gin", "methods/pretraining.gin", f"runs/{stage.run}.gin"]
+        files = [f"models/{size}.gin", "methods/pretraining.gin", f"runs/{stage.run}.gin"]
         bindings = [f"MODEL_DIR='{folder}'", *stage.bindings()]
         bindings += [f"INITIAL_CHECKPOINT_PATH='{backbone}'"] if backbone else []
         flags = [*(f"--gin_file={file}" for file in files), *(f"--gin.{b}" for b in bindings)]
@@ -120,7 +130,7 @@ def table(model: str, out: pathlib.Path) -> None:
         print(
             f"| {stage.name} | `{stage.mixture}` | {record['steps']:,} x {stage.batch} "
             f"| {record['examples']:,} | {minutes:.0f} | {found['loss']:.2f} "
-            f"| {found['shuffled_loss']:.2f} | {found['probe/micro_sentiment']:.2f} |"
+            f"| {found['shuffled_loss']:.2f} | {found[f'probe/{stage.probe}']:.2f} |"
         )
 
 

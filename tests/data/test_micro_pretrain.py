@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from prompt_jax.data.micro import corpora, distinctions, instruct, sentiment, tasks, text
+from prompt_jax.data.micro import corpora, distinctions, instruct, names, sentiment, tasks, text
 from prompt_jax.data.micro.draws import Draws
 from prompt_jax.data.micro.lexicon import ALL
 from prompt_jax.errors import UserError
@@ -24,12 +24,14 @@ GOLDEN = {
     "WORDS": "c8478856f335123b",
     "LABELS": "6005ef61b0f9edd1",
     "MOODS": "18c31f50e0e277d9",
+    "FOLLOW": "478ecc3948a7d12d",
+    "PAIRS": "c8f084463eb87c73",
     "MIXTURE": "e3c6e864353cc3dd",
     "text": "ea74521815040e78",
 }
 
 
-TABLES = ("QUESTIONS", "CUES", "WORDS", "LABELS", "MOODS", "MIXTURE")
+TABLES = ("QUESTIONS", "CUES", "WORDS", "LABELS", "MOODS", "FOLLOW", "PAIRS", "MIXTURE")
 LABELLED = (instruct.PLEASED, instruct.WORD_MOOD, instruct.SAME, instruct.FOLLOWS, instruct.STATED)
 
 
@@ -88,7 +90,7 @@ def test_the_same_text_on_every_machine(instructions, count):
 
 def test_no_label_of_a_task_is_a_target(instructions):
     assert not {example["targets"] for example in instructions} & LABELS
-    assert not {*instruct.label_words(), *instruct.CUE_WORDS} & LABELS
+    assert not {*instruct.label_words(), *names.LABELS} & LABELS
 
 
 def test_label_words_have_no_opinion():
@@ -169,6 +171,20 @@ def test_the_prefix_gives_the_label():
             assert example["targets"] == (first if side else second)
 
 
+def test_labels_of_several_pieces_are_told_like_others():
+    draws = Draws("test", 7)
+    drawn = [instruct.any_labels(draws) for _ in range(2000)]
+    assert all(first != second for first, second in drawn)
+    whole = sum({*pair} <= {*instruct.label_words()} for pair in drawn)
+    denied = sum(f"not_{a}" == b or f"not_{b}" == a for a, b in drawn)
+    assert 900 < whole < 1100 and 500 < denied < 700
+    pair = ("not_red-hot", "ice")
+    for side in [0, 1] * 20:
+        example = instruct.told(draws, instruct.FOLLOWS, "TEXT", side, lambda _: pair)
+        assert example["targets"] == pair[side]
+        assert 0 < example["inputs"].index("ice") < example["inputs"].index("not_red-hot")
+
+
 def test_a_question_has_labels_of_its_own():
     draws = Draws("test", 6)
     for task in (*LABELLED, *instruct.SMALL):
@@ -178,6 +194,9 @@ def test_a_question_has_labels_of_its_own():
                 labels[side] for question, *labels in task.natural if question in example["inputs"]
             }
             assert example["targets"] in allowed
+            question, *labels = task.natural[0]
+            plain = instruct.asked_plainly(draws, task, "TEXT", side)
+            assert plain == {"inputs": f"{question}? TEXT", "targets": labels[side]}
 
 
 def test_a_cue_chooses_one_of_two_words():

@@ -17,7 +17,10 @@ MICRO = [name for name in NAMES if name.endswith("_micro")]
 ALL = [pytest.param(name, marks=[] if name in MICRO else pytest.mark.slow) for name in NAMES]
 pytestmark = pytest.mark.xdist_group("shipped")  # each study is resolved once
 CORES = 2
-MINUTES = {"methods_micro": 150}  # a sweep of sixteen methods, some of which search
+MINUTES = {
+    "methods_micro": 150,
+    "methods_taught_micro": 50,
+}  # sweeps of sixteen methods, two of which search
 # A seed says all that three do, and resolves in a third of the time.
 FEWER = {
     "ensemble": ["SEEDS=(0, 1)"],
@@ -26,6 +29,7 @@ FEWER = {
     "few_shot_micro": [],
     "methods": ["SEEDS=(0,)", "PROMPT_RATES=(0.3,)"],
     "methods_micro": ["SEEDS=(0,)", "PROMPT_RATES=(0.3,)"],
+    "methods_taught_micro": ["SEEDS=(0,)", "PROMPT_RATES=(0.3,)"],
     "transfer_micro": [],
 }
 

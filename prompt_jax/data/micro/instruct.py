@@ -4,7 +4,8 @@ A prompt steers a decoder that takes its labels from the words before the text. 
 steps, each with a short plateau when it comes alone and none within reach when all come at once:
 CUES choose one of two words; WORDS are good or bad; QUESTIONS ask in words and have fixed labels;
 LABELS judge a text by two labels drawn anew for each example; MOODS the same in many forms; MIXTURE
-is all of it, with every distinction.
+is all of it, with every distinction. FOLLOW and PAIRS compare two sentences: first with one pair of
+labels, then with labels drawn anew, of one piece or several.
 Source: the idea of instruction mixtures is FLAN's (Wei et al. 2022); texts here are all generated.
 """
 
@@ -12,7 +13,7 @@ import functools
 import importlib.resources
 from collections.abc import Callable
 
-from prompt_jax.data.micro import events, families, records
+from prompt_jax.data.micro import events, families, names, records
 from prompt_jax.data.micro.distinctions import (
     FOLLOWS,
     PLEASED,
@@ -23,7 +24,6 @@ from prompt_jax.data.micro.distinctions import (
     Distinction,
 )
 from prompt_jax.data.micro.draws import Draws, blocks
-from prompt_jax.data.micro.names import LABELS as CUE_WORDS
 
 _NATURAL = (
     "{}?",
@@ -54,16 +54,39 @@ def asked(draws: Draws, task: Distinction, text: str, side: int) -> dict:
     return {"inputs": f"{prefix}{draws.pick(_MARKS)}{text}", "targets": labels[side]}
 
 
-def told(draws: Draws, task: Distinction, text: str, side: int) -> dict:
+def asked_plainly(draws: Draws, task: Distinction, text: str, side: int) -> dict:
+    """The first of its questions, in one form: {"inputs", "targets"}."""
+    question, *labels = task.natural[0]
+    return {"inputs": f"{question}? {text}", "targets": labels[side]}
+
+
+def one_piece(draws: Draws) -> tuple[str, str]:
+    """Two labels that are words of the vocabulary."""
+    return draws.two(label_words())
+
+
+def any_labels(draws: Draws) -> tuple[str, str]:
+    """Two labels: words, two words as one, or a word and its denial with "not_"."""
+    words = one_piece(draws)
+    form = draws.uniform()
+    if form < 0.5:
+        return words
+    if form < 0.7:
+        return f"{words[0]}_{draws.pick(label_words())}", words[1]
+    pair = (f"not_{words[0]}", words[0])
+    return pair if draws.chance(0.7) else pair[::-1]
+
+
+def told(draws: Draws, task: Distinction, text: str, side: int, pair=one_piece) -> dict:
     """Two labels drawn anew, that of side 1 first, then the text: {"inputs", "targets"}."""
-    labels = draws.two(label_words())
+    labels = pair(draws)
     prefix = f"{draws.pick(task.openings)} {labels[1]}{draws.pick(_BETWEEN)}{labels[0]}"
     return {"inputs": f"{prefix}{draws.pick(_AFTER)}{text}".strip(), "targets": labels[side]}
 
 
 def plainly_told(draws: Draws, task: Distinction, text: str, side: int) -> dict:
     """The same in one form with few words: the first that is learned."""
-    labels = draws.two(CUE_WORDS)
+    labels = draws.two(names.LABELS)
     return {"inputs": f"{labels[1]} or {labels[0]} ? {text}", "targets": labels[side]}
 
 
@@ -80,11 +103,16 @@ def _say(draws: Draws) -> dict:
     return {"inputs": f"say {word}", "targets": word}
 
 
+def _say_any(draws: Draws) -> dict:
+    word = any_labels(draws)[draws.below(2)]
+    return {"inputs": f"say {word}", "targets": word}
+
+
 def _cue(draws: Draws) -> dict:
     # Balanced cues leave no slope towards either place: a plateau of thousands of steps. At 4 to 1
     # the first place is learned at once, then when to leave it.
     side = int(draws.chance(0.8))
-    labels = draws.two(CUE_WORDS)
+    labels = draws.two(names.LABELS)
     inputs = f"{labels[1]} or {labels[0]} ? {('bad', 'good')[side]}"
     return {"inputs": inputs, "targets": labels[side]}
 
@@ -154,6 +182,14 @@ MOODS: Table = (
     ("say", 0.03, _say),
     ("cue", 0.02, _cue),
 )
+FOLLOW: Table = _each({FOLLOWS: 1.0}, asked_plainly)
+PAIRS: Table = (
+    *_each({FOLLOWS: 0.30}, asked),
+    *_each({FOLLOWS: 0.30, PLEASED: 0.10}, told),
+    *_each({FOLLOWS: 0.22}, functools.partial(told, pair=any_labels)),
+    ("say", 0.06, _say_any),
+    ("cue", 0.02, _cue),
+)
 MIXTURE: Table = (
     *_each({PLEASED: 0.14, WORD_MOOD: 0.04, SAME: 0.03, FOLLOWS: 0.03, STATED: 0.03}, asked),
     *_each(dict.fromkeys(SMALL, 0.01), asked),
@@ -183,7 +219,7 @@ def examples(
         seed: likewise.
         start: first index.
         count: how many.
-        tasks: QUESTIONS, CUES, LABELS or MIXTURE.
+        tasks: one of the tables above.
         without: names of tasks to leave out.
 
     Returns:
