@@ -79,7 +79,7 @@ for _name, _parts in {
     "micro_language": [("micro_text", 0.65), ("corpus_text", 0.35)],
     "micro_first_lessons": [("micro_questions", 0.92), ("micro_text", 0.06), ("corpus_text", 0.02)],
     "micro_moods": [("micro_mood_instruct", 0.92), ("corpus_ratings", 0.04), *_TEXT],
-    "micro_pairs": [("micro_pairs_instruct", 0.85), ("micro_text", 0.05), ("corpus_text", 0.10)],
+    "micro_pairs": [("micro_pairs_instruct", 0.96), *_TEXT],
     "micro_mixture": [("micro_instruct", 0.91), ("corpus_ratings", 0.05), *_TEXT],
     "micro_mixture_no_sentiment": [("micro_instruct_no_sentiment", 0.96), *_TEXT],
 }.items():

@@ -94,7 +94,7 @@ RECIPES = {
     ),
     "micro_xs_pairs": (
         Stage("follow", "micro_follow", 1000, 128, 1.5e-3, probe="micro_entailment"),
-        Stage("pairs", "micro_pairs", 6000, 128, 1.5e-3, probe="micro_entailment"),
+        Stage("pairs", "micro_pairs", 9500, 128, 1.5e-3, probe="micro_entailment"),
     ),
 }
 AFTER = {"micro_xs_pairs": "micro_xs"}  # the packed backbone, of the same size, that goes on

@@ -20,6 +20,7 @@ ORDER = (
     *("power_of_scale_micro", "prompt_length_micro", "prompt_init_micro", "learning_rate_micro"),
     *("pretraining_micro", "lm_adaptation_steps_micro", "domain_shift_micro", "ensemble_micro"),
     *("few_shot_micro", "transfer_micro", "methods_micro"),
+    "methods_taught_micro",
 )
 HEAD = """# What was measured
 

@@ -17,10 +17,8 @@ MICRO = [name for name in NAMES if name.endswith("_micro")]
 ALL = [pytest.param(name, marks=[] if name in MICRO else pytest.mark.slow) for name in NAMES]
 pytestmark = pytest.mark.xdist_group("shipped")  # each study is resolved once
 CORES = 2
-MINUTES = {
-    "methods_micro": 150,
-    "methods_taught_micro": 50,
-}  # sweeps of sixteen methods, two of which search
+# Sweeps of sixteen methods, two of which search.
+MINUTES = {"methods_micro": 150, "methods_taught_micro": 50}
 # A seed says all that three do, and resolves in a third of the time.
 FEWER = {
     "ensemble": ["SEEDS=(0, 1)"],
